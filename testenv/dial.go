@@ -1,0 +1,102 @@
+package testenv
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// Dial connects from within the namespace. addr must be a literal address.
+func (ns *NS) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return ns.DialFrom(ctx, netip.AddrPort{}, network, addr)
+}
+
+// DialFrom is Dial from the given local address; its zero value, or its port 0,
+// leaves the choice to the kernel. SO_REUSEADDR is not set.
+func (ns *NS) DialFrom(ctx context.Context, local netip.AddrPort, network, addr string) (net.Conn, error) {
+	// A name would be resolved on goroutines outside the namespace.
+	if _, err := netip.ParseAddrPort(addr); err != nil {
+		return nil, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	d := net.Dialer{LocalAddr: localAddr(network, local)}
+	d.SetMultipathTCP(false)
+	var c net.Conn
+	err := ns.Do(func() (err error) {
+		c, err = d.DialContext(ctx, network, addr)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("in %s: %w", ns.Name, err)
+	}
+	return c, nil
+}
+
+func localAddr(network string, local netip.AddrPort) net.Addr {
+	switch {
+	case !local.Addr().IsValid():
+		return nil
+	case network == "udp" || network == "udp4" || network == "udp6":
+		return net.UDPAddrFromAddrPort(local)
+	default:
+		return net.TCPAddrFromAddrPort(local)
+	}
+}
+
+// Listen opens a stream listener inside the namespace, without Multipath TCP
+// (which Go turns on by default and which makes another kind of socket). The
+// caller closes it.
+func (ns *NS) Listen(network, addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	var l net.Listener
+	err := ns.Do(func() (err error) {
+		l, err = lc.Listen(context.Background(), network, addr)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("in %s: %w", ns.Name, err)
+	}
+	return l, nil
+}
+
+// ListenPacket opens a datagram socket inside the namespace; the caller closes it.
+func (ns *NS) ListenPacket(network, addr string) (net.PacketConn, error) {
+	var c net.PacketConn
+	err := ns.Do(func() (err error) {
+		c, err = net.ListenPacket(network, addr)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("in %s: %w", ns.Name, err)
+	}
+	return c, nil
+}
+
+// HTTPOptions are for HTTPClient; the zero value is one connection per request
+// from any address, with no limit but the request's context.
+type HTTPOptions struct {
+	KeepAlive bool
+	Timeout   time.Duration // of a whole request, body included; 0 is none
+	Local     netip.Addr    // source address
+}
+
+// HTTPClient returns a client whose sockets are made inside the namespace. It
+// follows no proxy, asks for no compression and trusts any certificate.
+func (ns *NS) HTTPClient(o HTTPOptions) *http.Client {
+	return &http.Client{
+		Timeout: o.Timeout,
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				return ns.DialFrom(ctx, netip.AddrPortFrom(o.Local, 0), network, addr)
+			},
+			DisableKeepAlives:  !o.KeepAlive,
+			DisableCompression: true,
+			IdleConnTimeout:    10 * time.Second,
+			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true},
+		},
+	}
+}

@@ -1,0 +1,69 @@
+// Package testenv builds the surroundings sluice is tested in: network
+// namespaces, a private Podman service, a test image, and oracles that observe
+// the kernel by programs of its own (conntrack, nft) rather than by sluice's
+// code. It imports no other package of sluice.
+//
+// Nothing here ever changes the network namespace of the calling process:
+// namespaces are made by this package, entered on throw-away threads, and held
+// by file descriptor, so that they vanish with the process even if it is killed.
+package testenv
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+)
+
+// TB is the part of testing.TB this package needs. A program that is not a test
+// may pass its own implementation; it must run the Cleanup functions in reverse
+// order before it exits, and Fatalf and Skipf must not return.
+type TB interface {
+	Helper()
+	Name() string
+	Cleanup(func())
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Skipf(format string, args ...any)
+	Failed() bool
+}
+
+// Require skips the test where network namespaces cannot be made: as a user
+// other than root, or where the kernel refuses. With CI=true in the environment
+// that is a failure instead, so that no run passes by having tested nothing.
+func Require(t TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "needs root")
+	}
+	ns, err := newNS("probe")
+	if err != nil {
+		skip(t, "needs network namespaces: %v", err)
+		return
+	}
+	if err := ns.Close(); err != nil {
+		t.Fatalf("close probe namespace: %v", err)
+	}
+	requirePrograms(t, "ip", "nsenter", "nft", "conntrack")
+}
+
+func requirePrograms(t TB, names ...string) {
+	t.Helper()
+	var errs []error
+	for _, n := range names {
+		if _, err := exec.LookPath(n); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		skip(t, "needs programs: %v", err)
+	}
+}
+
+func skip(t TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("skip refused because CI=true: "+format, args...)
+	}
+	t.Skipf(format, args...)
+}
