@@ -1,0 +1,76 @@
+package policy
+
+import "time"
+
+// backend is one replica of a service.
+type backend struct {
+	index    int
+	state    State
+	outdated bool // made from another configuration
+	doomed   bool // stop it as soon as the call in flight has returned
+	ordered  bool // drained by command: not to be taken back
+	sick     bool // its checks fail
+	dead     bool // its program has ended
+	flows    int  // as last known
+
+	startAt  time.Time // Start was asked for
+	readyAt  time.Time // first became ready; zero: never was
+	sickAt   time.Time // checks began to fail
+	drainAt  time.Time // drain began
+	recount  time.Time // next Count is due
+	retryAt  time.Time // next Stop is due; zero: one is in flight
+	counting bool      // a Count is in flight
+
+	mapSeq uint64 // the Map that put it in; 0 with mapped: adopted
+	fence  uint64 // the Map that took it out
+	mapped bool   // the last Map names it
+	err    error  // what its check saw last
+}
+
+// coming says that the backend will serve, or does, unless something fails.
+func (b *backend) coming() bool {
+	if b.outdated || b.doomed || b.ordered {
+		return false
+	}
+	switch b.state {
+	case Starting, Ready:
+		return true
+	case Probing:
+		return b.readyAt.IsZero()
+	}
+	return false
+}
+
+// A Backend is what a person is shown of a backend.
+type Backend struct {
+	Index    int
+	State    State
+	Flows    int
+	Outdated bool
+	Err      error
+}
+
+// A View is what a person is shown of a service.
+type View struct {
+	Phase    Phase
+	Desired  int
+	Ready    int
+	Held     int
+	Err      error // why it last failed; nil once it is ready again
+	Backends []Backend
+}
+
+// View shows the service as it is now.
+func (s *Service) View() View {
+	v := View{Phase: s.phase, Desired: s.want, Held: len(s.held), Err: s.err}
+	for _, b := range s.backends {
+		if b.state == Ready {
+			v.Ready++
+		}
+		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, b.outdated, b.err})
+	}
+	return v
+}
+
+// Phase is where the service stands.
+func (s *Service) Phase() Phase { return s.phase }

@@ -1,0 +1,119 @@
+package policy
+
+import "time"
+
+// An Event tells a [Service] what has happened.
+type Event interface{ event() }
+
+type (
+	// Adopt is the first event of a service: what an earlier run left.
+	Adopt struct{ Replicas []Replica }
+
+	// Accepted reports a connection that the daemon has accepted and now
+	// holds. Queued counts the connections that the kernel still queues.
+	Accepted struct {
+		Conn   uint64
+		Queued int
+	}
+
+	// Prepared answers [Prepare].
+	Prepared struct {
+		Index int
+		Err   error
+	}
+
+	// Started answers [Start]. Permanent says that to try again soon is
+	// useless, as with an image that cannot be had.
+	Started struct {
+		Index     int
+		Err       error
+		Permanent bool
+	}
+
+	// Stopped answers [Stop]: nothing of the replica is left, or Err says
+	// why it could not be removed; [Stop] is then asked for again.
+	Stopped struct {
+		Index int
+		Err   error
+	}
+
+	// Health reports a change of a backend's health. Err says what the
+	// check saw; it may come with Healthy false before the first success,
+	// to say why a start takes its time.
+	Health struct {
+		Index   int
+		Healthy bool
+		Err     error
+	}
+
+	// Died reports that a replica has ended without a [Stop], or that
+	// someone else has removed it.
+	Died struct {
+		Index  int
+		Detail string
+	}
+
+	// Mapped reports that the kernel has acknowledged the [Map] with this
+	// sequence number and all before it, and that no packet is still on
+	// its way by an older one.
+	Mapped struct{ Seq uint64 }
+
+	// Counted answers [Count].
+	Counted struct {
+		Index int
+		Flows int
+		Known bool
+	}
+
+	// Quiet hints that a backend may have no flow any more.
+	Quiet struct{ Index int }
+
+	// Load is what the service carries now. Known false means that nobody
+	// can tell, which counts as busy.
+	Load struct {
+		Known  bool
+		Flows  map[int]int // live flows per backend, relayed ones too
+		New    uint64      // flows seen since the daemon started
+		Queued int         // completed connections in the accept queue
+	}
+
+	// Tick says that [Service.Deadline] has passed.
+	Tick struct{}
+
+	// Wake asks for at least one replica now.
+	Wake struct{}
+
+	// Scale asks for N replicas now. The scaler goes on from there after
+	// the stable window.
+	Scale struct{ N int }
+
+	// Drain asks to drain one backend, or with Index 0 all of them. It is
+	// not an order to stay asleep: the next connection wakes the service.
+	Drain struct{ Index int }
+)
+
+// A Replica is what [Adopt] tells of a container of an earlier run.
+type Replica struct {
+	Index    int
+	Running  bool   // its program runs
+	Prepared bool   // initialised, not started
+	Mapped   bool   // the kernel's map sends it flows
+	Hash     string // what it was made from
+	Started  time.Time
+}
+
+func (Adopt) event()    {}
+func (Accepted) event() {}
+func (Prepared) event() {}
+func (Started) event()  {}
+func (Stopped) event()  {}
+func (Health) event()   {}
+func (Died) event()     {}
+func (Mapped) event()   {}
+func (Counted) event()  {}
+func (Quiet) event()    {}
+func (Load) event()     {}
+func (Tick) event()     {}
+func (Wake) event()     {}
+func (Scale) event()    {}
+func (Drain) event()    {}

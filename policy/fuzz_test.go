@@ -1,0 +1,174 @@
+package policy
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+func testSpec() Spec {
+	return Spec{
+		Scaling: Scaling{Min: 0, Max: 3, Flows: 10, Utilization: 1, Stable: 20 * time.Second, Panic: 4 * time.Second},
+		Hash:    "a", Idle: 10 * time.Second, StartTimeout: 30 * time.Second, DrainTimeout: 60 * time.Second,
+	}
+}
+
+// drive lets the bytes choose what happens next, then gives the service a
+// friendly world and demands that it answers everybody and goes to rest.
+func drive(t testing.TB, data []byte) {
+	spec := testSpec()
+	var adopt []Replica
+	pop := func() int {
+		if len(data) == 0 {
+			return 0
+		}
+		b := data[0]
+		data = data[1:]
+		return int(b)
+	}
+	c := pop()
+	spec.Prepare = c&1 != 0
+	spec.Min = c >> 1 & 1
+	if c>>2&1 != 0 {
+		spec.DrainTimeout = 0
+	}
+	for i := 1; i <= c>>3&3; i++ {
+		r := Replica{Index: i, Hash: "a"}
+		k := pop()
+		switch k & 3 {
+		case 0:
+			r.Running, r.Mapped = true, true
+		case 1:
+			r.Running = true
+		case 2:
+			r.Prepared = true
+		}
+		if k&4 != 0 {
+			r.Hash = "old"
+		}
+		adopt = append(adopt, r)
+	}
+	w := newWorld(t, spec, adopt...)
+	boom := errors.New("boom")
+	for len(data) > 0 {
+		op, arg := pop(), pop()
+		i := arg%(spec.Max+1) + 1
+		switch op % 20 {
+		case 0, 1:
+			if w.mode != AcceptOff {
+				w.accept()
+			}
+		case 2, 3:
+			w.ack()
+		case 4, 5:
+			w.count(arg%4 != 0)
+		case 6, 7, 8:
+			w.finish(i, nil, false)
+		case 9:
+			w.finish(i, boom, arg&64 != 0)
+		case 10, 11:
+			if w.up[i] && w.probed[i] {
+				w.health(i, true)
+			}
+		case 12:
+			if w.up[i] && w.probed[i] {
+				w.health(i, false)
+			}
+		case 13:
+			if (w.up[i] || w.inited[i]) && w.call[i] == "" {
+				w.die(i)
+			}
+		case 14:
+			w.now = w.now.Add(time.Duration(arg) * 100 * time.Millisecond)
+			w.tick()
+		case 15:
+			w.step(Load{Known: arg%8 != 0, Flows: w.flows, Queued: arg >> 6})
+		case 16:
+			w.flows[i] = 0
+			for _, k := range w.kernel {
+				if k == i {
+					w.flows[i] = arg >> 2
+				}
+			}
+			w.load()
+		case 17:
+			w.flows[i] = 0
+			w.step(Quiet{i})
+		case 18:
+			switch arg & 3 {
+			case 0:
+				w.step(Wake{})
+			case 1:
+				w.step(Scale{arg >> 4 & 3})
+			case 2:
+				w.step(Drain{0})
+			case 3:
+				w.step(Drain{i})
+			}
+		case 19:
+			w.now = w.now.Add(time.Millisecond)
+			w.load()
+		}
+		if up := len(w.s.backends); up > max(spec.Max+1, len(adopt)) {
+			w.failf("%d replicas, at most %d allowed", up, spec.Max+1)
+		}
+	}
+	// From here on the world is friendly.
+	for i := range w.flows {
+		w.flows[i] = 0
+	}
+	w.calm()
+	w.pass(10 * time.Minute)
+	if len(w.conns) > 0 {
+		w.failf("connections left unanswered: %v", w.conns)
+	}
+	v := w.s.View()
+	if v.Ready != spec.Min {
+		w.failf("at rest with %d ready replicas, want %d: %+v", v.Ready, spec.Min, v)
+	}
+	if spec.Min == 0 && v.Phase != Cold {
+		w.failf("at rest in phase %s", v.Phase)
+	}
+	if spec.Prepare && spec.Min == 0 && (len(v.Backends) != 1 || v.Backends[0].State != Sleeping) {
+		w.failf("at rest without a prepared replica: %+v", v)
+	}
+	// And it still wakes.
+	served := w.served
+	w.accept()
+	w.calm()
+	if w.served != served+1 {
+		w.failf("does not wake again: %+v", w.s.View())
+	}
+}
+
+func FuzzStep(f *testing.F) {
+	for i := range 16 {
+		r := rand.New(rand.NewPCG(uint64(i), 1))
+		b := make([]byte, 200)
+		for j := range b {
+			b[j] = byte(r.Uint32())
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) > 4096 {
+			return
+		}
+		drive(t, data)
+	})
+}
+
+// TestRandom runs many random orders; a failure prints its seed and history.
+func TestRandom(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 7))
+	for range 3000 {
+		b := make([]byte, 1+r.IntN(600))
+		for j := range b {
+			b[j] = byte(r.Uint32())
+		}
+		drive(t, b)
+	}
+}

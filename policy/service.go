@@ -1,0 +1,392 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Spec is what the configuration says of a service, as far as it matters here.
+type Spec struct {
+	Scaling
+	Hash         string        // of what replicas are made from
+	Idle         time.Duration // at zero load this long: down to Min
+	StartTimeout time.Duration // from wake to ready
+	DrainTimeout time.Duration // then flows are cut; 0: wait for ever
+	Prepare      bool          // sleep with one replica initialised
+}
+
+const (
+	failBase = time.Second            // first pause after a failed wake
+	failMax  = 5 * time.Minute        //
+	tryBase  = 250 * time.Millisecond // first pause after a failed start
+	tryMax   = 30 * time.Second       //
+	settled  = 10 * time.Second       // a replica that dies younger counts as a failed start
+	recount  = time.Second            // between counts of a draining backend
+	restop   = 2 * time.Second        // between attempts to remove a replica
+)
+
+const modeUnset AcceptMode = 255
+
+// Service is the state machine of one service. The zero value is not usable.
+type Service struct {
+	spec     Spec
+	phase    Phase
+	backends []*backend // by index
+	held     []uint64   // connections, oldest first
+	queued   int        // as last known
+	known    bool       // the last Load was
+	want     int
+	mode     AcceptMode
+	scaler   scaler
+
+	seq, acked uint64
+	mapped     []int // of the last Map
+	fresh      bool  // no Map has been asked for yet
+
+	busyAt  time.Time // last sign of load
+	wakeAt  time.Time // the wake in progress began; zero: none
+	sleep   bool      // ordered to drain all
+	wanted  bool      // ordered to wake
+	manual  int
+	manualT time.Time // the manual number holds until
+
+	fails   int       // failed wakes in a row
+	failedT time.Time // nothing is tried before
+	tries   int       // failed starts in a row
+	tryT    time.Time // no start before
+	err     error
+
+	now time.Time
+	out []Action
+}
+
+// New returns a service that has no replicas. Its first event is [Adopt].
+func New(spec Spec) *Service {
+	return &Service{spec: spec, mode: modeUnset, fresh: true}
+}
+
+// Step takes an event and answers what is to be done, in this order. now must
+// not go backwards. The slice is valid until the next Step.
+func (s *Service) Step(now time.Time, ev Event) []Action {
+	s.now = now
+	s.out = s.out[:0]
+	s.take(ev)
+	s.settle()
+	return s.out
+}
+
+func (s *Service) emit(a Action) { s.out = append(s.out, a) }
+
+func (s *Service) backend(index int) *backend {
+	i, ok := slices.BinarySearchFunc(s.backends, index, func(b *backend, i int) int { return b.index - i })
+	if !ok {
+		return nil
+	}
+	return s.backends[i]
+}
+
+func (s *Service) add(b *backend) *backend {
+	i, _ := slices.BinarySearchFunc(s.backends, b.index, func(b *backend, i int) int { return b.index - i })
+	s.backends = slices.Insert(s.backends, i, b)
+	return b
+}
+
+func (s *Service) take(ev Event) {
+	switch ev := ev.(type) {
+	case Adopt:
+		s.adopt(ev.Replicas)
+	case Accepted:
+		if s.mode == AcceptOne {
+			s.mode = modeUnset // used up, on one of the listeners
+		}
+		s.held = append(s.held, ev.Conn)
+		s.queued = ev.Queued
+		s.busyAt = s.now
+		s.sleep = false
+		if s.manual == 0 {
+			s.manualT = time.Time{}
+		}
+		if !s.routable() {
+			s.scaler.observe(s.now, len(s.held), s.queued, s.scaler.total)
+		}
+	case Prepared:
+		if b := s.backend(ev.Index); b != nil && b.state == Preparing {
+			s.prepared(b, ev.Err)
+		}
+	case Started:
+		if b := s.backend(ev.Index); b != nil && b.state == Starting {
+			s.started(b, ev)
+		}
+	case Stopped:
+		if b := s.backend(ev.Index); b != nil && b.state == Stopping {
+			s.stopped(b, ev.Err)
+		}
+	case Health:
+		if b := s.backend(ev.Index); b != nil {
+			s.health(b, ev)
+		}
+	case Died:
+		if b := s.backend(ev.Index); b != nil {
+			s.died(b, ev.Detail)
+		}
+	case Mapped:
+		s.acked = max(s.acked, min(ev.Seq, s.seq))
+	case Counted:
+		if b := s.backend(ev.Index); b != nil && b.state == DrainingFlows && b.counting {
+			s.counted(b, ev)
+		}
+	case Quiet:
+		if b := s.backend(ev.Index); b != nil && b.state == DrainingFlows {
+			b.recount = s.now
+		}
+	case Load:
+		s.load(ev)
+	case Wake:
+		s.busyAt = s.now
+		s.sleep = false
+		s.failedT, s.tryT = time.Time{}, time.Time{}
+		if s.manual == 0 {
+			s.manualT = time.Time{}
+		}
+		s.wanted = true
+	case Scale:
+		s.busyAt = s.now
+		s.sleep = false
+		s.failedT, s.tryT = time.Time{}, time.Time{}
+		s.manual, s.manualT = min(max(ev.N, 0), s.spec.Max), s.now.Add(s.spec.Stable)
+		s.emit(Note{Kind: NoteScale, N: s.manual})
+	case Drain:
+		s.drainOrder(ev.Index)
+	}
+}
+
+func (s *Service) adopt(rs []Replica) {
+	s.busyAt = s.now
+	for _, r := range rs {
+		b := s.add(&backend{index: r.Index, outdated: r.Hash != s.spec.Hash, startAt: s.now})
+		if r.Mapped {
+			b.mapped = true
+			s.mapped = append(s.mapped, r.Index)
+		}
+		switch {
+		case r.Running && r.Mapped:
+			b.state, b.readyAt, b.startAt = Ready, r.Started, r.Started
+			if b.readyAt.IsZero() {
+				b.readyAt = s.now
+			}
+			s.emit(Probe{Index: b.index, Assume: true})
+		case r.Running:
+			b.state = Probing
+			s.emit(Probe{Index: b.index})
+		case r.Prepared && !b.outdated && !b.mapped:
+			b.state = Sleeping
+		default:
+			b.state, b.dead = DrainingFlows, true
+			b.drainAt = s.now
+		}
+		if b.outdated {
+			s.emit(Note{Kind: NoteOutdated, Index: b.index})
+		}
+	}
+	slices.Sort(s.mapped)
+}
+
+func (s *Service) prepared(b *backend, err error) {
+	if err != nil {
+		s.retry(b, fmt.Errorf("prepare: %w", err))
+		s.stop(b, 0)
+		return
+	}
+	b.state = Sleeping
+	if b.doomed {
+		s.stop(b, 0)
+	}
+}
+
+func (s *Service) started(b *backend, ev Started) {
+	if ev.Err != nil {
+		s.stop(b, 0)
+		if b.doomed {
+			return
+		}
+		if ev.Permanent && !s.routable() {
+			s.fail(ev.Err)
+			return
+		}
+		s.retry(b, ev.Err)
+		return
+	}
+	b.state = Probing
+	if b.doomed {
+		s.stop(b, 0)
+		return
+	}
+	s.emit(Probe{Index: b.index})
+}
+
+// retry notes a failed start and puts the next one off.
+func (s *Service) retry(b *backend, err error) {
+	wait := min(tryBase<<min(s.tries, 16), tryMax)
+	s.tries++
+	s.tryT = s.now.Add(wait)
+	s.err = err
+	s.emit(Note{Kind: NoteRetry, Index: b.index, Err: err, For: wait})
+}
+
+func (s *Service) stopped(b *backend, err error) {
+	if err != nil {
+		b.retryAt = s.now.Add(restop)
+		s.emit(Note{Kind: NoteStopFail, Index: b.index, Err: err, For: restop})
+		return
+	}
+	s.backends = slices.DeleteFunc(s.backends, func(x *backend) bool { return x == b })
+}
+
+func (s *Service) health(b *backend, ev Health) {
+	b.err = ev.Err
+	switch {
+	case b.state == Probing && ev.Healthy:
+		b.state, b.sick = Ready, false
+		s.tries, s.tryT, s.failedT, s.err = 0, time.Time{}, time.Time{}, nil
+		if b.readyAt.IsZero() {
+			b.readyAt = s.now
+			s.emit(Note{Kind: NoteReady, Index: b.index, For: s.now.Sub(b.startAt)})
+		}
+	case b.state == Ready && !ev.Healthy:
+		b.state, b.sick, b.sickAt = Probing, true, s.now
+		s.err = ev.Err
+		s.emit(Note{Kind: NoteUnhealthy, Index: b.index, Err: ev.Err})
+	case b.state == DrainingFlows:
+		b.sick = !ev.Healthy
+	}
+}
+
+func (s *Service) died(b *backend, detail string) {
+	err := errors.New(detail)
+	switch b.state {
+	case Sleeping:
+		s.retry(b, err)
+		s.stop(b, 0)
+	case Probing, Ready, DrainingFlows:
+		if b.dead {
+			return
+		}
+		s.emit(Note{Kind: NoteDied, Index: b.index, Err: err, N: b.flows})
+		s.emit(Unprobe{b.index})
+		if b.readyAt.IsZero() || s.now.Sub(b.readyAt) < settled {
+			if b.state != DrainingFlows {
+				s.retry(b, err)
+			}
+		}
+		b.dead = true
+		s.err = err
+		s.leave(b)
+	}
+}
+
+// leave takes the backend out of service; [Service.drain] sees it through.
+func (s *Service) leave(b *backend) {
+	if b.state == DrainingFlows {
+		return
+	}
+	b.state, b.drainAt, b.recount, b.counting = DrainingFlows, s.now, s.now, false
+}
+
+func (s *Service) counted(b *backend, ev Counted) {
+	b.counting = false
+	b.recount = s.now.Add(recount)
+	if !ev.Known {
+		return
+	}
+	b.flows = ev.Flows
+	if ev.Flows > 0 {
+		s.busyAt = s.now
+		return
+	}
+	s.emit(Note{Kind: NoteDrained, Index: b.index, For: s.now.Sub(b.drainAt)})
+	s.emit(Unprobe{b.index})
+	s.stop(b, 0)
+}
+
+func (s *Service) load(l Load) {
+	s.known, s.queued = l.Known, l.Queued
+	if !l.Known {
+		s.busyAt = s.now
+		return
+	}
+	total := 0
+	for _, b := range s.backends {
+		b.flows = l.Flows[b.index]
+		total += b.flows
+	}
+	waiting := len(s.held) + l.Queued
+	begun := s.scaler.observe(s.now, total, waiting, l.New)
+	if begun || total+waiting > 0 {
+		s.busyAt = s.now
+	}
+}
+
+func (s *Service) drainOrder(index int) {
+	if index == 0 {
+		s.sleep = true
+		s.manualT = time.Time{}
+		return
+	}
+	b := s.backend(index)
+	if b == nil {
+		return
+	}
+	switch b.state {
+	case Ready, Probing, DrainingFlows:
+		if b.state != DrainingFlows {
+			s.emit(Note{Kind: NoteDrain, Index: b.index, N: b.flows})
+		}
+		b.ordered = true
+		s.leave(b)
+	case Sleeping:
+		s.stop(b, 0)
+	case Starting, Preparing:
+		b.doomed = true
+	}
+}
+
+// stop asks to end a replica.
+func (s *Service) stop(b *backend, cut int) {
+	b.state, b.retryAt, b.counting = Stopping, time.Time{}, false
+	s.emit(Stop{Index: b.index, Cut: cut})
+}
+
+// fail ends a wake that led nowhere.
+func (s *Service) fail(err error) {
+	wait := min(failBase<<min(s.fails, 16), failMax)
+	s.fails++
+	s.failedT = s.now.Add(wait)
+	s.tries, s.tryT = 0, s.failedT
+	s.wakeAt, s.err = time.Time{}, err
+	s.manualT = time.Time{}
+	s.emit(Note{Kind: NoteFailed, Err: err, For: wait, N: len(s.held)})
+	for _, c := range s.held {
+		s.emit(Reset{c, err})
+	}
+	s.held = s.held[:0]
+	for _, b := range s.backends {
+		switch {
+		case b.state == Starting || b.state == Preparing:
+			b.doomed = true
+		case b.state == Probing && !b.mapped && b.readyAt.IsZero():
+			s.emit(Unprobe{b.index})
+			s.stop(b, 0)
+		}
+	}
+}
+
+// routable says that the kernel sends flows to at least one ready backend.
+func (s *Service) routable() bool {
+	return slices.ContainsFunc(s.backends, s.serves)
+}
+
+func (s *Service) serves(b *backend) bool {
+	return b.state == Ready && b.mapped && b.mapSeq <= s.acked
+}

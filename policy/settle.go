@@ -1,0 +1,420 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// settle compares what is with what should be and asks for the difference.
+func (s *Service) settle() {
+	s.expire()
+	s.decide()
+	s.scaleUp()
+	s.scaleDown()
+	s.remap()
+	s.serve()
+	s.drain()
+	s.prepare()
+	s.report()
+	s.accept()
+}
+
+// expire gives up what has taken too long.
+func (s *Service) expire() {
+	if !s.wakeAt.IsZero() && !s.now.Before(s.wakeAt.Add(s.spec.StartTimeout)) && !s.routable() {
+		s.fail(s.lateness())
+	}
+	for _, b := range s.backends {
+		late := !s.now.Before(b.startAt.Add(s.spec.StartTimeout))
+		switch {
+		case b.state == Probing && b.readyAt.IsZero() && late:
+			s.retry(b, notReady(s.spec.StartTimeout, b.err))
+			s.emit(Unprobe{b.index})
+			s.leaveOrStop(b)
+		case b.state == Probing && b.sick && !s.now.Before(b.sickAt.Add(s.spec.StartTimeout)):
+			s.emit(Note{Kind: NoteDrain, Index: b.index, N: b.flows, Err: b.err})
+			s.leave(b)
+		case b.state == Stopping && !b.retryAt.IsZero() && !s.now.Before(b.retryAt):
+			s.stop(b, 0)
+		}
+	}
+}
+
+// leaveOrStop ends a backend that has never been ready in this run: directly,
+// unless an earlier run may have sent it flows.
+func (s *Service) leaveOrStop(b *backend) {
+	if b.mapped {
+		s.leave(b)
+		return
+	}
+	s.stop(b, 0)
+}
+
+func notReady(after time.Duration, err error) error {
+	if err == nil {
+		return fmt.Errorf("not ready after %s", after)
+	}
+	return fmt.Errorf("not ready after %s: %w", after, err)
+}
+
+// lateness says why a wake has not come to its end.
+func (s *Service) lateness() error {
+	for _, b := range s.backends {
+		if b.state == Probing && b.err != nil {
+			return notReady(s.spec.StartTimeout, b.err)
+		}
+	}
+	return notReady(s.spec.StartTimeout, s.err)
+}
+
+// decide sets how many replicas are wanted.
+func (s *Service) decide() {
+	before := s.want
+	failed := s.now.Before(s.failedT)
+	ready, active := 0, !s.wakeAt.IsZero()
+	for _, b := range s.backends {
+		if b.state == Ready {
+			ready++
+		}
+		if b.state == Ready || b.state == DrainingFlows && !b.dead || b.state == Probing {
+			active = true
+		}
+	}
+	if failed && !s.routable() {
+		for _, c := range s.held {
+			s.emit(Note{Kind: NoteRefused, Err: s.err})
+			s.emit(Reset{c, s.err})
+		}
+		s.held = s.held[:0]
+	}
+	switch {
+	case failed && ready == 0:
+		s.want = 0
+	case s.now.Before(s.manualT):
+		s.want = s.manual
+	case s.sleep:
+		s.want = 0
+		if !slices.ContainsFunc(s.backends, func(b *backend) bool { return b.state != Sleeping && b.state != Stopping }) {
+			s.sleep = false
+			s.want = s.spec.Min
+		}
+	case s.wanted || len(s.held) > 0 || active && s.now.Before(s.busyAt.Add(s.spec.Idle)):
+		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, ready), s.spec.Min, 1)
+	default:
+		s.want = s.spec.Min
+	}
+	if len(s.held) > 0 {
+		s.want = max(s.want, 1)
+	}
+	s.wanted = false
+	switch {
+	case s.want == 0:
+		s.wakeAt = time.Time{}
+	case s.wakeAt.IsZero() && !s.routable() && !failed:
+		s.wakeAt = s.now
+		s.emit(Note{Kind: NoteWaking, N: s.want})
+	case s.want != before && before > 0:
+		s.emit(Note{Kind: NoteScale, N: s.want})
+	}
+}
+
+func (s *Service) coming() (n int) {
+	for _, b := range s.backends {
+		if b.coming() {
+			n++
+		}
+	}
+	return n
+}
+
+// scaleUp starts what is missing: first what costs least.
+func (s *Service) scaleUp() {
+	missing := s.want - s.coming()
+	take := func(ok func(*backend) bool, do func(*backend)) {
+		for missing > 0 {
+			var best *backend
+			for _, b := range s.backends {
+				if ok(b) && (best == nil || b.flows > best.flows) {
+					best = b
+				}
+			}
+			if best == nil {
+				return
+			}
+			do(best)
+			missing--
+		}
+	}
+	take(func(b *backend) bool { return b.state == Starting && b.doomed && !b.outdated && s.mayStart() },
+		func(b *backend) { b.doomed = false })
+	take(func(b *backend) bool {
+		return b.state == DrainingFlows && !b.outdated && !b.ordered && !b.sick && !b.dead
+	}, func(b *backend) {
+		b.state, b.counting = Ready, false
+		s.emit(Note{Kind: NoteUndrain, Index: b.index, N: b.flows})
+	})
+	if !s.mayStart() {
+		return
+	}
+	take(func(b *backend) bool { return b.state == Sleeping && !b.outdated },
+		func(b *backend) { s.start(b) })
+	for _, b := range s.backends {
+		if b.state == Preparing && !b.outdated && missing > 0 {
+			b.doomed = false
+			missing-- // started as soon as it is prepared
+		}
+	}
+	for missing > 0 && len(s.backends) <= s.spec.Max { // one more than Max while one leaves
+		i := 1
+		for s.backend(i) != nil {
+			i++
+		}
+		s.start(s.add(&backend{index: i}))
+		missing--
+	}
+}
+
+func (s *Service) mayStart() bool {
+	return !s.now.Before(s.tryT) && !s.now.Before(s.failedT)
+}
+
+func (s *Service) start(b *backend) {
+	b.state, b.startAt, b.doomed = Starting, s.now, false
+	s.emit(Start{b.index})
+}
+
+// scaleDown drains what is too much: one victim at a time, the least busy,
+// the newest of equals. What has never served goes first.
+func (s *Service) scaleDown() {
+	surplus := s.coming() - s.want
+	for i := len(s.backends) - 1; i >= 0 && surplus > 0; i-- {
+		b := s.backends[i]
+		if !b.coming() || !b.readyAt.IsZero() {
+			continue
+		}
+		surplus--
+		if b.state == Starting {
+			b.doomed = true
+			continue
+		}
+		s.emit(Unprobe{b.index})
+		s.leaveOrStop(b)
+	}
+
+	serving, draining := 0, false
+	for _, b := range s.backends {
+		if b.state == Ready {
+			serving++
+		}
+		draining = draining || b.state == DrainingFlows && !b.dead
+	}
+	for _, b := range s.backends { // a new configuration replaces the old
+		if !b.outdated {
+			continue
+		}
+		switch {
+		case b.state == Sleeping:
+			s.stop(b, 0)
+		case b.state == Probing:
+			s.victim(b)
+		case b.state == Ready && serving > s.want && (s.want == 0 || !draining):
+			s.victim(b)
+			serving--
+			draining = true
+		}
+	}
+	for surplus > 0 && (s.want == 0 || !draining) && (s.known || s.sleep) {
+		var victim *backend
+		for _, b := range s.backends {
+			if b.state == Ready && b.coming() &&
+				(victim == nil || b.flows < victim.flows || b.flows == victim.flows && !b.readyAt.Before(victim.readyAt)) {
+				victim = b
+			}
+		}
+		if victim == nil {
+			return
+		}
+		s.victim(victim)
+		draining = true
+		surplus--
+	}
+}
+
+func (s *Service) victim(b *backend) {
+	s.emit(Note{Kind: NoteDrain, Index: b.index, N: b.flows})
+	s.leave(b)
+}
+
+// remap asks for the slots of exactly the ready backends.
+func (s *Service) remap() {
+	var want []int
+	for _, b := range s.backends {
+		if b.state == Ready {
+			want = append(want, b.index)
+		}
+	}
+	if slices.Equal(want, s.mapped) && !s.fresh {
+		return
+	}
+	s.fresh = false
+	s.seq++
+	for _, b := range s.backends {
+		in := b.state == Ready
+		if b.mapped && !in {
+			b.fence = s.seq
+		}
+		if in && !b.mapped {
+			b.mapSeq = s.seq
+		}
+		b.mapped = in
+	}
+	s.mapped = want
+	s.emit(Map{Seq: s.seq, Backends: slices.Clone(want)})
+}
+
+// serve gives the held connections to backends that the map already names.
+func (s *Service) serve() {
+	for len(s.held) > 0 {
+		var best *backend
+		for _, b := range s.backends {
+			if s.serves(b) && (best == nil || b.flows < best.flows) {
+				best = b
+			}
+		}
+		if best == nil {
+			return
+		}
+		best.flows++
+		s.emit(Serve{s.held[0], best.index})
+		s.held = s.held[1:]
+	}
+	s.held = nil
+}
+
+// drain sees backends out: fence, then a count of zero or the deadline.
+func (s *Service) drain() {
+	for _, b := range s.backends {
+		if b.state != DrainingFlows || b.fence > s.acked {
+			continue
+		}
+		deadline := s.drainEnd(b)
+		switch {
+		case b.dead:
+			s.stop(b, 0)
+		case !deadline.IsZero() && !s.now.Before(deadline):
+			s.emit(Note{Kind: NoteDrained, Index: b.index, For: s.now.Sub(b.drainAt), N: b.flows})
+			s.emit(Unprobe{b.index})
+			s.stop(b, b.flows)
+		case !b.counting && !s.now.Before(b.recount):
+			b.counting = true
+			s.emit(Count{b.index})
+		}
+	}
+}
+
+func (s *Service) drainEnd(b *backend) time.Time {
+	if s.spec.DrainTimeout == 0 {
+		return time.Time{}
+	}
+	return b.drainAt.Add(s.spec.DrainTimeout)
+}
+
+// prepare keeps one replica initialised while the service sleeps.
+func (s *Service) prepare() {
+	if !s.spec.Prepare || s.want > 0 || !s.mayStart() || len(s.backends) > s.spec.Max {
+		return
+	}
+	for _, b := range s.backends {
+		if b.state != Stopping {
+			return
+		}
+	}
+	i := 1
+	for s.backend(i) != nil {
+		i++
+	}
+	b := s.add(&backend{index: i, state: Preparing, startAt: s.now})
+	s.emit(Prepare{b.index})
+}
+
+// report moves the phase and says so.
+func (s *Service) report() {
+	was := s.phase
+	leaving := slices.ContainsFunc(s.backends, func(b *backend) bool {
+		return b.state == DrainingFlows || b.state == Stopping
+	})
+	switch {
+	case s.routable():
+		s.phase = Warm
+	case s.now.Before(s.failedT):
+		s.phase = Failed
+	case s.want > 0:
+		s.phase = Waking
+	case leaving:
+		s.phase = Draining
+	default:
+		s.phase = Cold
+	}
+	if s.phase == Warm && !s.wakeAt.IsZero() {
+		s.emit(Note{Kind: NoteWarm, For: s.now.Sub(s.wakeAt)})
+		s.wakeAt, s.fails = time.Time{}, 0
+	}
+	if s.phase == Cold && was != Cold && was != Failed {
+		s.scaler.reset()
+		s.emit(Note{Kind: NoteAsleep})
+	}
+}
+
+// accept opens the listener as far as the phase allows. While a service wakes
+// all but the first connection wait, completed, in the kernel's queue.
+func (s *Service) accept() {
+	mode := AcceptOne
+	switch {
+	case s.phase == Warm || s.phase == Failed:
+		mode = AcceptAll
+	case len(s.held) > 0:
+		mode = AcceptOff
+	}
+	if mode != s.mode {
+		s.mode = mode
+		s.emit(Accept{mode})
+	}
+}
+
+// Deadline is when the service wants its next [Tick], if nothing happens
+// before. The zero time means never.
+func (s *Service) Deadline() time.Time {
+	var d time.Time
+	due := func(t time.Time) {
+		if !t.IsZero() && t.After(s.now) && (d.IsZero() || t.Before(d)) {
+			d = t
+		}
+	}
+	due(s.failedT)
+	due(s.tryT)
+	due(s.manualT)
+	if !s.wakeAt.IsZero() {
+		due(s.wakeAt.Add(s.spec.StartTimeout))
+	}
+	for _, b := range s.backends {
+		switch b.state {
+		case Probing:
+			if b.readyAt.IsZero() {
+				due(b.startAt.Add(s.spec.StartTimeout))
+			} else if b.sick {
+				due(b.sickAt.Add(s.spec.StartTimeout))
+			}
+		case Ready:
+			due(s.busyAt.Add(s.spec.Idle))
+		case DrainingFlows:
+			due(s.drainEnd(b))
+			if !b.counting {
+				due(b.recount)
+			}
+		case Stopping:
+			due(b.retryAt)
+		}
+	}
+	return d
+}
