@@ -320,22 +320,32 @@ func (s *Service) drainEnd(b *backend) time.Time {
 	return b.drainAt.Add(s.spec.DrainTimeout)
 }
 
-// prepare keeps one replica initialised while the service sleeps.
+// prepare keeps one replica initialised while the service sleeps, and none
+// where it should not.
 func (s *Service) prepare() {
-	if !s.spec.Prepare || s.want > 0 || !s.mayStart() || len(s.backends) > s.spec.Max {
+	if s.want > 0 {
 		return
 	}
+	have := false
 	for _, b := range s.backends {
-		if b.state != Stopping {
-			return
+		if b.state != Sleeping {
+			have = have || b.state != Stopping // not asleep yet, or on its way
+			continue
 		}
+		if have || !s.spec.Prepare {
+			s.stop(b, 0)
+		}
+		have = true
+	}
+	if have || !s.spec.Prepare || !s.mayStart() || len(s.backends) > s.spec.Max {
+		return
 	}
 	i := 1
 	for s.backend(i) != nil {
 		i++
 	}
-	b := s.add(&backend{index: i, state: Preparing, startAt: s.now})
-	s.emit(Prepare{b.index})
+	s.add(&backend{index: i, state: Preparing, startAt: s.now})
+	s.emit(Prepare{i})
 }
 
 // report moves the phase and says so.
