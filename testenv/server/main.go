@@ -15,7 +15,8 @@
 //	EXIT_CODE         status for EXIT_AFTER; default 0
 //	IGNORE_TERM       any value: SIGTERM has no effect; otherwise it exits 0
 //
-// Every accepted connection is one line on standard output: "conn PORT REMOTE".
+// Standard output has a line "listening" once all ports are open, and a line
+// "conn PORT REMOTE" per accepted connection.
 package main
 
 import (
@@ -149,6 +150,7 @@ func serve(cfg config, start time.Time) error {
 		}
 		go func() { errc <- serveUDP(c, cfg.name) }()
 	}
+	log.Print("listening")
 	return <-errc
 }
 

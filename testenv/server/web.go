@@ -154,8 +154,16 @@ func exit(rw http.ResponseWriter, r *http.Request) {
 }
 
 func reply(rw http.ResponseWriter, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	b = append(b, '\n')
 	rw.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(rw).Encode(v) // fails when the client leaves
+	// With its length given the answer is complete once flushed.
+	rw.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	_, _ = rw.Write(b) // fails when the client leaves
 }
 
 // number reads a query parameter that may be absent but not negative.
