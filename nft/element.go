@@ -1,0 +1,103 @@
+package nft
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// A kind names one of the sets and maps that hold services.
+type kind uint8
+
+const (
+	known    kind = iota + 1 // set of every service
+	cold                     // set of services with no slots
+	first                    // map of service to the backend of slot 0
+	spread                   // verdict map of service to lane
+	slots                    // map of service and slot to backend
+	backends                 // set of backends; keyed by backend, not by service
+)
+
+// An element is one entry of a set or map, less the endpoint it is keyed by.
+type element struct {
+	kind kind
+	slot uint16         // of slots
+	to   netip.AddrPort // of first and slots
+	lane lane           // of spread
+	// lingers marks a backend that no service names any more. It stays for a
+	// while, since flows to it may live on and want their packets guarded.
+	lingers bool
+}
+
+// elements describes a service by the entries it needs, l being its lane if it
+// has more than one slot.
+//
+// A service with several slots has its slot 0 in first as well, where a packet
+// ends up that finds no slot: a packet looks into several maps one after the
+// other, and a commit in between would otherwise let a packet that has seen the
+// old lane miss the new slots and reach the host.
+func elements(s Service, l lane) []element {
+	n := len(s.Slots)
+	es := make([]element, 0, n+3)
+	es = append(es, element{kind: known})
+	if n == 0 {
+		return append(es, element{kind: cold})
+	}
+	es = append(es, element{kind: first, to: s.Slots[0]})
+	if n == 1 {
+		return es
+	}
+	es = append(es, element{kind: spread, lane: l})
+	for i, b := range s.Slots {
+		es = append(es, element{kind: slots, slot: uint16(i), to: b})
+	}
+	return es
+}
+
+// service tells which service a set of entries makes, as a packet would see it.
+func service(es []element) (s Service, l lane) {
+	byslot := make(map[uint16]netip.AddrPort)
+	var single netip.AddrPort
+	for _, e := range es {
+		switch e.kind {
+		case first:
+			single = e.to
+		case spread:
+			l = e.lane
+		case slots:
+			byslot[e.slot] = e.to
+		}
+	}
+	for i := range l.mod {
+		b, ok := byslot[i]
+		if !ok {
+			// A packet that misses its slot goes by first.
+			b = single
+		}
+		s.Slots = append(s.Slots, b)
+	}
+	if l.mod == 0 && single.IsValid() {
+		s.Slots = []netip.AddrPort{single}
+	}
+	if slices.Contains(s.Slots, netip.AddrPort{}) {
+		s.Slots = nil
+	}
+	return s, l
+}
+
+// difference returns what is in a and not in b, in a's order.
+func difference(a, b []element) []element {
+	if slices.Equal(a, b) {
+		return nil
+	}
+	in := make(map[element]struct{}, len(b))
+	for _, e := range b {
+		in[e] = struct{}{}
+	}
+	var d []element
+	for _, e := range a {
+		if _, ok := in[e]; !ok {
+			d = append(d, e)
+		}
+	}
+	return d
+}

@@ -1,0 +1,86 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInvalid is wrapped by errors about a value that no table can hold: an
+// address of the wrong family, a protocol other than TCP or UDP, a slot count
+// that is not a class.
+var ErrInvalid = errors.New("invalid")
+
+// An Endpoint is an address and port under one transport protocol. It names a
+// service: one address that clients dial.
+type Endpoint struct {
+	Addr  netip.Addr
+	Proto uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP
+	Port  uint16
+}
+
+// String returns the form used in configuration files: 192.0.2.10:80/tcp.
+func (e Endpoint) String() string {
+	proto := strconv.Itoa(int(e.Proto))
+	switch e.Proto {
+	case unix.IPPROTO_TCP:
+		proto = "tcp"
+	case unix.IPPROTO_UDP:
+		proto = "udp"
+	}
+	return netip.AddrPortFrom(e.Addr, e.Port).String() + "/" + proto
+}
+
+func (e Endpoint) check() error {
+	switch {
+	case !e.Addr.IsValid() || e.Addr.Is4In6() || e.Addr.Zone() != "" || e.Addr.IsUnspecified() || e.Addr.IsMulticast():
+		return fmt.Errorf("address %s: %w", e.Addr, ErrInvalid)
+	case e.Proto != unix.IPPROTO_TCP && e.Proto != unix.IPPROTO_UDP:
+		return fmt.Errorf("protocol %d: %w", e.Proto, ErrInvalid)
+	case e.Port == 0:
+		return fmt.Errorf("port 0: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// compare orders endpoints by address, port and protocol.
+func (e Endpoint) compare(f Endpoint) int {
+	if c := e.Addr.Compare(f.Addr); c != 0 {
+		return c
+	}
+	if c := int(e.Port) - int(f.Port); c != 0 {
+		return c
+	}
+	return int(e.Proto) - int(f.Proto)
+}
+
+// A Service says where new flows to an endpoint go. A flow takes the next slot
+// in turn and goes to the backend that the slot names.
+type Service struct {
+	// Slots has a length that is a class (see Class), or 0: the service is
+	// cold, its flows are delivered to the host itself, where the daemon
+	// listens. The backends are of the endpoint's address family. A backend
+	// may occupy any number of slots.
+	Slots []netip.AddrPort
+}
+
+func (s Service) check(at Endpoint) error {
+	if err := at.check(); err != nil {
+		return err
+	}
+	if n := len(s.Slots); n > 0 && Class(n) != n {
+		return fmt.Errorf("%d slots, not a class: %w", n, ErrInvalid)
+	}
+	for i, b := range s.Slots {
+		if err := (Endpoint{Addr: b.Addr(), Proto: at.Proto, Port: b.Port()}).check(); err != nil {
+			return fmt.Errorf("slot %d: %w", i, err)
+		}
+		if b.Addr().Is4() != at.Addr.Is4() {
+			return fmt.Errorf("slot %d: backend %s of another family: %w", i, b, ErrInvalid)
+		}
+	}
+	return nil
+}

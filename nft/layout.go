@@ -1,0 +1,191 @@
+package nft
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// Name is the table's name; its family is inet.
+	Name = "sluice"
+
+	// CTMark under CTMask is what a flow through the table carries as its
+	// conntrack mark. The other bits are left as they are.
+	CTMark = 0x51000000
+	CTMask = 0xff000000
+
+	// PacketMark under PacketMask is the packet mark (SO_MARK) of the daemon's
+	// own raw packets: they are not tracked and no freeze holds them up. The
+	// first packet of a flow that goes out where it came in has it on its way
+	// from the forward hook to the postrouting hook.
+	PacketMark = 0x51
+	PacketMask = 0xff
+)
+
+// The names of the sets, less the family's digit. They are fixed: elements
+// written under one layout are read by the next.
+const (
+	setKnown    = "known"
+	setCold     = "cold"
+	setFirst    = "first"
+	setSpread   = "spread"
+	setSlots    = "slots"
+	setBackends = "backends"
+	setFrozen   = "frozen"
+	setReplay   = "replay"
+)
+
+const (
+	chainRawIn   = "raw-prerouting"
+	chainRawOut  = "raw-output"
+	chainGuard   = "filter-prerouting"
+	chainNATIn   = "nat-prerouting"
+	chainNATOut  = "nat-output"
+	chainForward = "filter-forward"
+	chainNATPost = "nat-postrouting"
+)
+
+// A layout is the fixed part of the table, in the order in which it is made.
+type layout struct {
+	sets   []*nftables.Set
+	chains []chain
+}
+
+// A chain has its rules with it. A chain without a hook is a lane.
+type chain struct {
+	name     string
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority int32
+	rules    [][]expr.Any
+}
+
+func describe() layout {
+	var l layout
+	t := &nftables.Table{Name: Name, Family: nftables.TableFamilyINet}
+	for _, f := range families() {
+		endpoint := concatType(f.addr, nftables.TypeInetProto, nftables.TypeInetService)
+		// The slot is typed as a mark, which lists as a plain host-order number.
+		slot := concatType(f.addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
+		backend := concatType(f.addr, nftables.TypeInetService)
+		tuple := concatType(f.addr, nftables.TypeInetService, f.addr, nftables.TypeInetService)
+		l.sets = append(l.sets,
+			&nftables.Set{Table: t, Name: setKnown + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setCold + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setBackends + f.name, KeyType: endpoint, HasTimeout: true},
+			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
+			&nftables.Set{Table: t, Name: setSlots + f.name, KeyType: slot, DataType: backend, IsMap: true},
+			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setFrozen + f.name, KeyType: tuple, HasTimeout: true},
+			&nftables.Set{Table: t, Name: setReplay + f.name, KeyType: tuple, HasTimeout: true},
+		)
+		for _, s := range l.sets {
+			s.Concatenation = true
+		}
+	}
+
+	rawIn := chain{name: chainRawIn, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -300}
+	rawOut := chain{name: chainRawOut, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: -300}
+	guard := chain{name: chainGuard, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -150}
+	natIn := chain{name: chainNATIn, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -105}
+	natOut := chain{name: chainNATOut, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: -105}
+	forward := chain{name: chainForward, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: -5}
+	natPost := chain{name: chainNATPost, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 95}
+
+	rawOut.add(packetMark(), notrack(), accept())
+	// Outgoing packets have their mark from the forward hook only for this one.
+	natPost.add(packetMark(), ctMark(), isDNAT(), masquerade())
+	forward.add(ctMark(), isDNAT(), ctState(expr.CtStateBitNEW), returnsByInput(), setPacketMark())
+	forward.add(ctMark(), isDNAT(), accept())
+
+	for _, f := range families() {
+		service := []field{daddr(f), l4proto(), dport()}
+		backend := []field{saddr(f), l4proto(), sport()}
+		there := concat(saddr(f), sport(), daddr(f), dport())
+		back := concat(daddr(f), dport(), saddr(f), sport())
+
+		rawIn.add(isFamily(f), isTCP(), there, in(setFrozen+f.name), drop())
+		// The backend's answer to a replayed SYN is for the daemon's eyes only.
+		rawIn.add(isFamily(f), isTCP(), tcpFlags(tcpSYN|tcpRST, expr.CmpOpNeq, 0), back, in(setReplay+f.name), drop())
+		rawOut.add(isFamily(f), isTCP(), there, in(setFrozen+f.name), drop())
+
+		// A packet that conntrack cannot place gets no translation: it would
+		// reach a socket that does not know it, and the reset that follows
+		// would kill a healthy flow. Likewise on the way back.
+		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(service...), in(setKnown+f.name), drop())
+		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(backend...), in(setBackends+f.name), drop())
+
+		for _, c := range []*chain{&natIn, &natOut} {
+			c.add(isFamily(f), concat(service...), verdict(setSpread+f.name))
+			c.add(isFamily(f), concat(service...), value(setFirst+f.name), deliver(f))
+		}
+		if f.proto == unix.NFPROTO_IPV4 {
+			natPost.add(isFamily(f), fromLoopback(f), ctMark(), isDNAT(), masquerade())
+		}
+	}
+	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, forward, natPost}
+
+	for _, mod := range classes() {
+		if mod < 2 {
+			continue
+		}
+		for i := range lanes(mod) {
+			l.chains = append(l.chains, laneChain(lane{mod: uint16(mod), index: uint16(i)}))
+		}
+		l.chains = append(l.chains, laneChain(lane{mod: uint16(mod), random: true}))
+	}
+	return l
+}
+
+func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, rule(parts...)) }
+
+func laneChain(l lane) chain {
+	c := chain{name: l.String()}
+	for _, f := range families() {
+		c.add(isFamily(f), concat(daddr(f), l4proto(), dport(), turn(l)), value(setSlots+f.name), deliver(f))
+	}
+	return c
+}
+
+// concatType cannot fail: the kernel's limit is five fields.
+func concatType(types ...nftables.SetDatatype) nftables.SetDatatype {
+	return nftables.MustConcatSetType(types...)
+}
+
+// digest names the layout as this program means it.
+func (l layout) digest() (string, error) {
+	h := sha256.New()
+	for _, s := range l.sets {
+		fmt.Fprintln(h, "set", s.Name, s.KeyType.Name, s.DataType.Name, s.IsMap, s.HasTimeout)
+	}
+	for _, c := range l.chains {
+		hook := -1
+		if c.hook != nil {
+			hook = int(*c.hook)
+		}
+		fmt.Fprintln(h, "chain", c.name, c.kind, hook, c.priority)
+		for _, r := range c.rules {
+			for _, e := range r {
+				b, err := expr.Marshal(unix.NFPROTO_INET, e)
+				if err != nil {
+					return "", fmt.Errorf("encode rule of %s: %w", c.name, err)
+				}
+				h.Write(b)
+			}
+			fmt.Fprintln(h, "rule")
+		}
+	}
+	for _, f := range families() {
+		b, err := stripExprs(f)
+		if err != nil {
+			return "", err
+		}
+		h.Write(b)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8]), nil
+}

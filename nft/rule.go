@@ -1,0 +1,205 @@
+package nft
+
+import (
+	"encoding/binary"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Expressions in the words of nft's own language. They work on 4-byte
+// registers, numbered here from 0; reg gives the number that the kernel knows.
+func reg(n uint32) uint32 { return unix.NFT_REG32_00 + n }
+
+func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+func rule(parts ...[]expr.Any) []expr.Any {
+	var r []expr.Any
+	for _, p := range parts {
+		r = append(r, p...)
+	}
+	return r
+}
+
+// isFamily is "meta nfproto ipv4".
+func isFamily(f family) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{f.proto}},
+	}
+}
+
+// isTCP is "meta l4proto tcp".
+func isTCP() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{unix.IPPROTO_TCP}},
+	}
+}
+
+const (
+	tcpSYN = 0x02
+	tcpRST = 0x04
+	tcpACK = 0x10
+)
+
+// tcpFlags is "tcp flags & mask OP value".
+func tcpFlags(mask byte, op expr.CmpOp, value byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg(0), Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 1, Mask: []byte{mask}, Xor: []byte{0}},
+		&expr.Cmp{Op: op, Register: reg(0), Data: []byte{value}},
+	}
+}
+
+// A field loads its part of a concatenation and tells how many registers it fills.
+type field func(at uint32) (expr.Any, uint32)
+
+func network(offset, size uint32) field {
+	return func(at uint32) (expr.Any, uint32) {
+		return &expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}, size / 4
+	}
+}
+
+func saddr(f family) field { return network(f.saddr, f.size) }
+func daddr(f family) field { return network(f.daddr, f.size) }
+
+func port(offset uint32) field {
+	return func(at uint32) (expr.Any, uint32) {
+		return &expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}, 1
+	}
+}
+
+func sport() field { return port(0) }
+func dport() field { return port(2) }
+
+func l4proto() field {
+	return func(at uint32) (expr.Any, uint32) {
+		return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(at)}, 1
+	}
+}
+
+func turn(l lane) field {
+	kind := uint32(unix.NFT_NG_INCREMENTAL)
+	if l.random {
+		kind = unix.NFT_NG_RANDOM
+	}
+	return func(at uint32) (expr.Any, uint32) {
+		return &expr.Numgen{Register: reg(at), Modulus: uint32(l.mod), Type: kind}, 1
+	}
+}
+
+// concat loads fields one after the other, from register 0.
+func concat(fields ...field) []expr.Any {
+	var r []expr.Any
+	var at uint32
+	for _, f := range fields {
+		e, n := f(at)
+		r = append(r, e)
+		at += n
+	}
+	return r
+}
+
+// in is "<what was loaded> @name".
+func in(name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name}}
+}
+
+// verdict is "<what was loaded> vmap @name".
+func verdict(name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT}}
+}
+
+// value is "<what was loaded> map @name", leaving the value from register 0 on.
+func value(name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name, IsDestRegSet: true, DestRegister: reg(0)}}
+}
+
+func drop() []expr.Any   { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+// ctMark is "ct mark & mask == mark".
+func ctMark() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg(0)},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(CTMask), Xor: native(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native(CTMark)},
+	}
+}
+
+// setCTMark is "ct mark set ct mark & ~mask | mark". It works in register at,
+// since the backend waits in the registers below.
+func setCTMark(at uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg(at)},
+		&expr.Bitwise{SourceRegister: reg(at), DestRegister: reg(at), Len: 4, Mask: native(^uint32(CTMask)), Xor: native(CTMark)},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg(at), SourceRegister: true},
+	}
+}
+
+// packetMark is "meta mark & mask == mark".
+func packetMark() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(PacketMask), Xor: native(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native(PacketMark)},
+	}
+}
+
+// setPacketMark is "meta mark set meta mark & ~mask | mark".
+func setPacketMark() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(^uint32(PacketMask)), Xor: native(PacketMark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0), SourceRegister: true},
+	}
+}
+
+// ctState is "ct state <bits>".
+func ctState(bits uint32) []expr.Any { return ctBits(expr.CtKeySTATE, bits) }
+
+// isDNAT is "ct status dnat".
+func isDNAT() []expr.Any {
+	const ipsDstNAT = 1 << 5 // IPS_DST_NAT
+	return ctBits(expr.CtKeySTATUS, ipsDstNAT)
+}
+
+func ctBits(key expr.CtKey, bits uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: key, Register: reg(0)},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(bits), Xor: native(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: native(0)},
+	}
+}
+
+// returnsByInput is "fib daddr . iif oif exists": the way to the destination
+// leads back through the interface that the packet came in by.
+func returnsByInput() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg(0), ResultOIF: true, FlagDADDR: true, FlagIIF: true, FlagPRESENT: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{1}},
+	}
+}
+
+// fromLoopback is "ip saddr 127.0.0.0/8".
+func fromLoopback(f family) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg(0), Base: expr.PayloadBaseNetworkHeader, Offset: f.saddr, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{127}},
+	}
+}
+
+func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
+
+func notrack() []expr.Any { return []expr.Any{&expr.Notrack{}} }
+
+// deliver sends the flow to the backend that lies in register 0 and on, and
+// marks it ours. The mark is set only here, so that a flow that found no
+// backend stays a stranger.
+func deliver(f family) []expr.Any {
+	words := f.size / 4
+	return append(setCTMark(words+1), &expr.NAT{
+		Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: reg(0), RegProtoMin: reg(words),
+	})
+}

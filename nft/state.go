@@ -1,0 +1,216 @@
+package nft
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// A state is the variable part of the table: who is keyed by what. It is a
+// value in memory; nothing here talks to the kernel.
+type state struct {
+	at       map[Endpoint][]element
+	backends map[Endpoint]element // kind backends; the key is the backend
+	refs     map[Endpoint]int     // backend: how many services name it
+	taken    map[seat]Endpoint
+}
+
+// A seat is a lane in one family: a lane's chain has a rule, and so a counter,
+// for each.
+type seat struct {
+	ip6  bool
+	lane lane
+}
+
+func newState() *state {
+	return &state{
+		at:       make(map[Endpoint][]element),
+		backends: make(map[Endpoint]element),
+		refs:     make(map[Endpoint]int),
+		taken:    make(map[seat]Endpoint),
+	}
+}
+
+// An entry is an element with its key: one thing to put into or take out of
+// the kernel.
+type entry struct {
+	at Endpoint
+	element
+}
+
+// A change takes the dels out and puts the adds in, in this order and in one
+// transaction.
+type change struct {
+	dels, adds []entry
+}
+
+func (c change) empty() bool { return len(c.dels) == 0 && len(c.adds) == 0 }
+
+// services returns what the entries make of each endpoint.
+func (s *state) services() map[Endpoint]Service {
+	m := make(map[Endpoint]Service, len(s.at))
+	for at, es := range s.at {
+		m[at], _ = service(es)
+	}
+	return m
+}
+
+// named returns the distinct backends that a service's entries name.
+func named(at Endpoint, es []element) map[Endpoint]struct{} {
+	m := make(map[Endpoint]struct{})
+	for _, e := range es {
+		if e.to.IsValid() {
+			m[backendOf(at, e.to)] = struct{}{}
+		}
+	}
+	return m
+}
+
+func backendOf(at Endpoint, b netip.AddrPort) Endpoint {
+	return Endpoint{Addr: b.Addr(), Proto: at.Proto, Port: b.Port()}
+}
+
+// plan returns the change that makes each endpoint of want what want says; a
+// nil service is removed. Endpoints that want does not name keep all they have.
+func (s *state) plan(want map[Endpoint]*Service) change {
+	order := slices.SortedFunc(maps.Keys(want), Endpoint.compare)
+	free := make(map[seat]bool) // seats that change hands: true is free again
+
+	// Those who leave a lane make room first.
+	stays := func(at Endpoint, l lane) bool {
+		w := want[at]
+		return l.mod > 0 && w != nil && len(w.Slots) == int(l.mod) && !l.random && s.taken[seatOf(at, l)] == at
+	}
+	for _, at := range order {
+		if _, l := service(s.at[at]); l.mod > 0 && s.taken[seatOf(at, l)] == at && !stays(at, l) {
+			free[seatOf(at, l)] = true
+		}
+	}
+
+	var c change
+	refs := make(map[Endpoint]int) // backends: change in the number of services that name them
+	for _, at := range order {
+		old := s.at[at]
+		var now []element
+		if w := want[at]; w != nil {
+			_, l := service(old)
+			if n := len(w.Slots); n < 2 {
+				l = lane{}
+			} else if !stays(at, l) {
+				l = s.pick(at, n, free)
+			}
+			now = elements(*w, l)
+		}
+		for _, e := range difference(old, now) {
+			c.dels = append(c.dels, entry{at, e})
+		}
+		for _, e := range difference(now, old) {
+			c.adds = append(c.adds, entry{at, e})
+		}
+		for b := range named(at, old) {
+			refs[b]--
+		}
+		for b := range named(at, now) {
+			refs[b]++
+		}
+	}
+
+	for _, b := range slices.SortedFunc(maps.Keys(refs), Endpoint.compare) {
+		have, ok := s.backends[b]
+		need := element{kind: backends, lingers: s.refs[b]+refs[b] <= 0}
+		if ok && have == need || !ok && need.lingers {
+			continue
+		}
+		if ok {
+			c.dels = append(c.dels, entry{b, have})
+		}
+		c.adds = append(c.adds, entry{b, need})
+	}
+	return c
+}
+
+func seatOf(at Endpoint, l lane) seat { return seat{at.Addr.Is6(), l} }
+
+// pick returns a lane of n slots that serves nobody, and notes in free that it
+// is gone; or the class's random chain if all are taken.
+func (s *state) pick(at Endpoint, n int, free map[seat]bool) lane {
+	for i := range lanes(n) {
+		l := lane{mod: uint16(n), index: uint16(i)}
+		st := seatOf(at, l)
+		if isfree, moved := free[st]; moved && !isfree {
+			continue
+		} else if _, taken := s.taken[st]; taken && !moved {
+			continue
+		}
+		free[st] = false
+		return l
+	}
+	return lane{mod: uint16(n), random: true}
+}
+
+// apply makes the state what the kernel's is after the change.
+func (s *state) apply(c change) {
+	gone := make(map[Endpoint][]element)
+	for _, d := range c.dels {
+		if d.kind == backends {
+			delete(s.backends, d.at)
+			continue
+		}
+		gone[d.at] = append(gone[d.at], d.element)
+	}
+	come := make(map[Endpoint][]element)
+	for _, a := range c.adds {
+		if a.kind == backends {
+			s.backends[a.at] = a.element
+			continue
+		}
+		come[a.at] = append(come[a.at], a.element)
+		if _, ok := gone[a.at]; !ok {
+			gone[a.at] = nil
+		}
+	}
+	for at := range gone {
+		old := s.at[at]
+		s.leave(at, old)
+		if now := append(difference(old, gone[at]), come[at]...); len(now) > 0 {
+			slices.SortFunc(now, element.compare)
+			s.at[at] = now
+		} else {
+			delete(s.at, at)
+		}
+	}
+	// Seats are taken after all are left, as a lane may pass from one to another.
+	for at := range gone {
+		s.enter(at, s.at[at])
+	}
+}
+
+func (s *state) leave(at Endpoint, es []element) {
+	for b := range named(at, es) {
+		if s.refs[b]--; s.refs[b] <= 0 {
+			delete(s.refs, b)
+		}
+	}
+	if _, l := service(es); l.mod > 0 && s.taken[seatOf(at, l)] == at {
+		delete(s.taken, seatOf(at, l))
+	}
+}
+
+func (s *state) enter(at Endpoint, es []element) {
+	for b := range named(at, es) {
+		s.refs[b]++
+	}
+	if _, l := service(es); l.mod > 0 && !l.random {
+		if _, ok := s.taken[seatOf(at, l)]; !ok {
+			s.taken[seatOf(at, l)] = at
+		}
+	}
+}
+
+// compare orders elements as function elements makes them.
+func (e element) compare(f element) int {
+	if c := int(e.kind) - int(f.kind); c != 0 {
+		return c
+	}
+	return int(e.slot) - int(f.slot)
+}

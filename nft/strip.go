@@ -1,0 +1,108 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The one statement that google/nftables cannot say is written by hand here:
+// "reset tcp option timestamp" (Linux 5.18), which overwrites the option with
+// no-ops. An exthdr expression means this when it has neither a source nor a
+// destination register, and the library always writes one.
+func stripTimestamp() ([]byte, error) {
+	const tcpOptTimestamp = 8
+	data, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_EXTHDR_TYPE, Data: []byte{tcpOptTimestamp}},
+		{Type: unix.NFTA_EXTHDR_OP, Data: []byte{0, 0, 0, unix.NFT_EXTHDR_OP_TCPOPT}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode timestamp rule: %w", err)
+	}
+	return netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_EXPR_NAME, Data: []byte("exthdr\x00")},
+		{Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: data},
+	})
+}
+
+// stripExprs is the whole rule's list of expressions: a SYN to a cold service
+// loses its timestamp option. Timestamps differ from one connection to the
+// next, and a connection that is to be handed over must fit another.
+func stripExprs(f family) ([]byte, error) {
+	match := rule(isFamily(f), isTCP(), tcpFlags(tcpSYN|tcpACK, expr.CmpOpEq, tcpSYN),
+		concat(daddr(f), l4proto(), dport()), in(setCold+f.name))
+	var list []netlink.Attribute
+	for _, e := range match {
+		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		if err != nil {
+			return nil, fmt.Errorf("encode timestamp rule: %w", err)
+		}
+		list = append(list, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: b})
+	}
+	b, err := stripTimestamp()
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: b})
+	return netlink.MarshalAttributes(list)
+}
+
+// addStrip appends the rules to the raw chain in a transaction of their own.
+func addStrip(conn *netlink.Conn) error {
+	var msgs []netlink.Message
+	for _, f := range families() {
+		exprs, err := stripExprs(f)
+		if err != nil {
+			return err
+		}
+		attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+			{Type: unix.NFTA_RULE_TABLE, Data: []byte(Name + "\x00")},
+			{Type: unix.NFTA_RULE_CHAIN, Data: []byte(chainRawIn + "\x00")},
+			{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: exprs},
+		})
+		if err != nil {
+			return fmt.Errorf("encode timestamp rule: %w", err)
+		}
+		msgs = append(msgs, netlink.Message{
+			Header: netlink.Header{
+				Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE,
+				Flags: netlink.Request | netlink.Create | netlink.Append | netlink.Acknowledge,
+			},
+			Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, attrs...),
+		})
+	}
+	if err := batch(conn, msgs); err != nil {
+		return fmt.Errorf("add timestamp rule: %w", err)
+	}
+	return nil
+}
+
+// batch sends messages, each of which asks for an acknowledgement, as one
+// transaction.
+func batch(conn *netlink.Conn, msgs []netlink.Message) error {
+	bound := func(t netlink.HeaderType) netlink.Message {
+		return netlink.Message{
+			Header: netlink.Header{Type: t, Flags: netlink.Request},
+			Data:   []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
+		}
+	}
+	all := append([]netlink.Message{bound(unix.NFNL_MSG_BATCH_BEGIN)}, msgs...)
+	all = append(all, bound(unix.NFNL_MSG_BATCH_END))
+	if _, err := conn.SendMessages(all); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	// One answer comes for each message, whether the batch holds or not; only
+	// a batch refused at its door has a single one.
+	var errs []error
+	for range msgs {
+		if _, err := conn.Receive(); errors.Is(err, unix.EPERM) {
+			return err
+		} else if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
