@@ -151,15 +151,6 @@ func compile(src, bin string) error {
 		return fmt.Errorf("write server sources: %w", err)
 	}
 	src = filepath.Join(src, "server")
-	tests, err := filepath.Glob(filepath.Join(src, "*_test.go"))
-	if err != nil {
-		return err
-	}
-	for _, f := range tests {
-		if err := os.Remove(f); err != nil {
-			return fmt.Errorf("write server sources: %w", err)
-		}
-	}
 	if err := os.WriteFile(filepath.Join(src, "go.mod"), []byte(goMod), 0o644); err != nil {
 		return fmt.Errorf("write server module: %w", err)
 	}
@@ -171,7 +162,7 @@ func compile(src, bin string) error {
 	if _, err := os.UserCacheDir(); err != nil {
 		cmd.Env = append(cmd.Env, "GOCACHE="+filepath.Join(filepath.Dir(src), "gocache"))
 	}
-	_, err = run(cmd, "")
+	_, err := run(cmd, "")
 	return err
 }
 

@@ -29,7 +29,7 @@ down() {
 }
 trap down EXIT
 mkdir -p "$mnt"
-mount -t cgroup2 cgroup2 "$mnt"
+mount -t cgroup2 "$name" "$mnt"
 mkdir "$cg" "$cg/svc"
 echo "controllers $(cat "$cg/cgroup.controllers")"
 (
@@ -49,12 +49,13 @@ read -r _ || :
 const holder = `
 set -eu
 dir=$1
-echo 0 > "$dir/cg/${dir##*/}/svc/cgroup.procs"
+name=${dir##*/}
+echo 0 > "$dir/cg/$name/svc/cgroup.procs"
 umount -l "$dir/cg"
 umount -R /sys/fs/cgroup
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /run
+mount -t cgroup2 "$name" /sys/fs/cgroup
+mount -t tmpfs "$name" /dev/shm
+mount -t tmpfs "$name" /run
 mkdir /run/netns /run/lock
 echo "up $$"
 exec >&-

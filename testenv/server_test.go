@@ -30,7 +30,7 @@ func TestServerHTTP(t *testing.T) {
 	if a.Name != "backend0" || a.Remote.Addr().String() != "fd98::12" {
 		t.Errorf("who = %+v", a)
 	}
-	if got := get(t, c, "https://"+at(be.Addr4, 8443) + "/"); !strings.Contains(got, `"remote":"10.98.0.12:`) {
+	if got := get(t, c, "https://"+at(be.Addr4, 8443)+"/"); !strings.Contains(got, `"remote":"10.98.0.12:`) {
 		t.Errorf("over TLS: %s", got)
 	}
 	if got := get(t, c, base+"/env"); !strings.Contains(got, `"COLOUR":"blue"`) {
