@@ -1,0 +1,75 @@
+package config
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// gate refuses a setting that is valid but that sluice does not act on yet.
+type gate struct {
+	key    string              // below service.NAME
+	hit    func(*Service) bool // for a key as a whole
+	listen func(Listen) bool   // for single addresses, with key "listen"
+	use    string              // what works, "" = nothing in its place
+}
+
+// unbuilt is the one list of what the configuration knows and sluice cannot do
+// yet. Whoever builds something deletes its line here.
+func unbuilt() []gate {
+	return []gate{
+		{key: "listen", listen: func(l Listen) bool { return l.Proto == UDP }, use: "a tcp address"},
+		{key: "listen", listen: func(l Listen) bool { return l.Addr.Is6() }, use: "an IPv4 address"},
+		{key: "listen", listen: Listen.Wildcard, use: "ADDR:PORT/tcp for each address"},
+		{key: "balance", hit: func(s *Service) bool { return s.Balance != RoundRobin }, use: `"round-robin"`},
+		{key: "affinity", hit: func(s *Service) bool { return s.Affinity > 0 }, use: `"0s"`},
+		{key: "forward", hit: func(s *Service) bool { return s.Forward != ForwardNAT }, use: `"nat"`},
+		{key: "source", hit: func(s *Service) bool { return s.Source != SourcePreserve }, use: `"preserve"`},
+		{key: "proxy_protocol", hit: func(s *Service) bool { return s.ProxyProtocol != ProxyOff }, use: `"off"`},
+		{key: "allow", hit: func(s *Service) bool { return len(s.Allow) > 0 }},
+		{key: "wake_after", hit: func(s *Service) bool { return s.WakeAfter != WakeAfterAccept }, use: `"accept"`},
+		{key: "max_flows", hit: func(s *Service) bool { return s.Limits.MaxFlows > 0 }, use: "0"},
+		{key: "max_flows_per_client", hit: func(s *Service) bool { return s.Limits.MaxFlowsPerClient > 0 }, use: "0"},
+		{key: "max_new_per_second", hit: func(s *Service) bool { return s.Limits.MaxNewPerSecond > 0 }, use: "0"},
+		{key: "max_new_per_second_per_client", hit: func(s *Service) bool { return s.Limits.MaxNewPerSecondPerClient > 0 }, use: "0"},
+		{key: "scale.idle_counts", hit: func(s *Service) bool { return s.Scale.IdleCounts != IdleFlows }, use: `"flows"`},
+		{key: "scale.sleep", hit: func(s *Service) bool { return s.Scale.Sleep == SleepPause }, use: `"stop" or "prepared"`},
+		{key: "scale.stop_after", hit: func(s *Service) bool { return s.Scale.StopAfter > 0 }, use: `"0s"`},
+		{key: "backend", hit: func(s *Service) bool { return len(s.Backends) > 0 }, use: "[service.NAME.container]"},
+		{key: "canary", hit: func(s *Service) bool { return s.Canary != nil }},
+	}
+}
+
+// refuse reports the settings of a service that gates refuse, unless errs has
+// something worse to say about the same key.
+func refuse(t *table, s *Service, listens []listenAt, gates []gate, errs []Error) {
+	for _, g := range gates {
+		if g.listen != nil {
+			for _, l := range listens {
+				if g.listen(l.Listen) {
+					t.errorAt(l.line, g.key, "%q is not supported yet: %s", l, g.instead(s.Name))
+				}
+			}
+			continue
+		}
+		key := t.path + "." + g.key
+		if !g.hit(s) || slices.ContainsFunc(errs, func(e Error) bool { return e.Key == key }) {
+			continue
+		}
+		n := t.n.at(g.key)
+		what := n.String() + " is not supported yet"
+		if n.kind == unstable.Table || n.kind == unstable.Array {
+			what = "not supported yet"
+		}
+		t.r.add(t.file, n.line, key, what+": "+g.instead(s.Name))
+	}
+}
+
+// instead returns what to do about g.
+func (g gate) instead(service string) string {
+	if g.use == "" {
+		return "remove it"
+	}
+	return "use " + strings.ReplaceAll(g.use, "NAME", service)
+}
