@@ -1,0 +1,215 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Held is an accepted connection whose bytes nobody has read or written yet.
+type Held struct {
+	// FD is a TCP socket that nothing else reads, writes, polls for or closes
+	// during the attempt. It is closed unless the Reason says relay.
+	FD      int
+	Client  netip.AddrPort
+	Service netip.AddrPort // the address the client connected to
+	Backend netip.AddrPort
+}
+
+// Tuple names a connection that is being moved.
+type Tuple struct{ Client, Service, Backend netip.AddrPort }
+
+// Result says how the attempt for the Held of the same index ended.
+type Result struct {
+	Reason Reason
+	Err    error // what went wrong, if anything did; may be set with any Reason
+	Bytes  int   // received from the client before and delivered to the backend
+}
+
+// Freezer keeps the packets of moving connections from the connection tracker:
+// those of the client to the service, and the backend's SYN-ACK to the client.
+// Packets with the mark given to Open pass. A tuple that is not unfrozen thaws
+// by itself after the time-out.
+type Freezer interface {
+	Freeze([]Tuple, time.Duration) error
+	Unfreeze([]Tuple) error
+}
+
+// Entry is a connection tracking entry in the state ESTABLISHED, from client to
+// service, with no window checks.
+type Entry struct {
+	Client, Service netip.AddrPort
+	// Backend is where the flow is translated to; the zero value leaves it with
+	// this host, untranslated.
+	Backend netip.AddrPort
+	// Offset is added to the backend's sequence numbers on their way to the
+	// client, and taken from the client's acknowledgements.
+	Offset uint32
+	// Scaled says that window scaling is in use, with these shifts.
+	Scaled                    bool
+	ClientScale, BackendScale uint8
+}
+
+// Tracker replaces whatever is tracked under an entry's client and service. The
+// errors are by index, or nil if all went well.
+type Tracker interface {
+	Replace([]Entry) []error
+}
+
+// Limits of an attempt.
+const (
+	// maxMoving connections are under way at once.
+	maxMoving = 256
+	// answerTimeout is how long a backend has for its SYN-ACK.
+	answerTimeout = 500 * time.Millisecond
+	// freezeTimeout must outlast an attempt up to its commit.
+	freezeTimeout = 3 * time.Second
+	// deliverTimeout is how long a backend may acknowledge nothing new.
+	deliverTimeout = 5 * time.Second
+	// firstResend doubles up to lastResend. The way is one virtual cable long.
+	firstResend = 20 * time.Millisecond
+	lastResend  = 200 * time.Millisecond
+)
+
+// Porter hands connections over. Its methods may be called concurrently.
+type Porter struct {
+	freezer Freezer
+	thaw    group[Tuple]
+	replace group[Entry]
+	wire    *wire
+	routes  *router
+	accECN  bool
+}
+
+// Open makes a Porter for the network namespace of the calling thread, in which
+// Handover must be called too. Its own packets carry the given packet mark.
+// It needs CAP_NET_ADMIN and CAP_NET_RAW.
+func Open(f Freezer, t Tracker, mark uint32) (*Porter, error) {
+	w, err := openWire(mark)
+	if err != nil {
+		return nil, err
+	}
+	r, err := openRouter()
+	if err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	p := &Porter{freezer: f, wire: w, routes: r, accECN: accurateECN()}
+	p.thaw.do = func(ts []Tuple) []error { return all(len(ts), f.Unfreeze(ts)) }
+	p.replace.do = t.Replace
+	return p, nil
+}
+
+// Close must not be called during Handover.
+func (p *Porter) Close() error {
+	return errors.Join(p.wire.close(), p.routes.close())
+}
+
+// accurateECN tells whether listeners here may have agreed on accurate ECN
+// (RFC 9768, Linux 6.18), which does not show in a socket's info.
+func accurateECN() bool {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_ecn")
+	s := strings.TrimSpace(string(b))
+	return err != nil || s != "0" && s != "1" && s != "2"
+}
+
+// Handover moves connections to their backends; the results have the order of
+// batch. Once a connection is past its commit ctx is not looked at any more:
+// what is left is to deliver what the client has sent.
+func (p *Porter) Handover(ctx context.Context, batch []Held) []Result {
+	results := make([]Result, len(batch))
+	todo := p.sort(batch, results)
+	if len(todo) == 0 {
+		return results
+	}
+	backends := make([]netip.Addr, 0, len(todo))
+	for _, i := range todo {
+		backends = append(backends, batch[i].Backend.Addr())
+	}
+	t, err := openTap(backends)
+	if err != nil {
+		for _, i := range todo {
+			results[i] = Result{Reason: Unable, Err: err}
+		}
+		return results
+	}
+	defer t.close()
+
+	var moving sync.WaitGroup
+	defer moving.Wait()
+	slots := make(chan struct{}, maxMoving)
+	for len(todo) > 0 {
+		n := take(slots, len(todo))
+		var now []int
+		now, todo = todo[:n], todo[n:]
+		tuples := make([]Tuple, n)
+		for j, i := range now {
+			tuples[j] = batch[i].tuple()
+		}
+		if err := p.freezer.Freeze(tuples, freezeTimeout); err != nil {
+			for _, i := range now {
+				results[i] = Result{Reason: Unable, Err: fmt.Errorf("freeze: %w", err)}
+				<-slots
+			}
+			continue
+		}
+		for _, i := range now {
+			moving.Go(func() {
+				defer func() { <-slots }()
+				results[i] = p.move(ctx, t, &batch[i])
+			})
+		}
+	}
+	return results
+}
+
+// take waits for one slot and takes up to n that are free.
+func take(slots chan struct{}, n int) int {
+	slots <- struct{}{}
+	for i := 1; i < n; i++ {
+		select {
+		case slots <- struct{}{}:
+		default:
+			return i
+		}
+	}
+	return n
+}
+
+// sort answers what can be told without freezing, and returns the rest.
+func (p *Porter) sort(batch []Held, results []Result) []int {
+	w := ways{router: p.routes, known: make(map[netip.Addr]way)}
+	todo := make([]int, 0, len(batch))
+	for i := range batch {
+		h := &batch[i]
+		h.Client, h.Service, h.Backend = unmap(h.Client), unmap(h.Service), unmap(h.Backend)
+		r, err := w.refuse(h)
+		if r == "" {
+			var info tcpInfo
+			if info, err = readInfo(h.FD); err != nil {
+				r = Unable
+			} else {
+				r = info.refuse()
+			}
+		}
+		if r == "" {
+			todo = append(todo, i)
+			continue
+		}
+		results[i] = Result{Reason: r, Err: err}
+		if r == Gone {
+			results[i].Err = closeSocket(h.FD)
+		}
+	}
+	return todo
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+func (h *Held) tuple() Tuple { return Tuple{h.Client, h.Service, h.Backend} }
