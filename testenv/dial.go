@@ -82,21 +82,25 @@ type HTTPOptions struct {
 	KeepAlive bool
 	Timeout   time.Duration // of a whole request, body included; 0 is none
 	Local     netip.Addr    // source address
+	HTTP2     bool          // only: by prior knowledge, or over TLS
 }
 
 // HTTPClient returns a client whose sockets are made inside the namespace. It
 // follows no proxy, asks for no compression and trusts any certificate.
 func (ns *NS) HTTPClient(o HTTPOptions) *http.Client {
-	return &http.Client{
-		Timeout: o.Timeout,
-		Transport: &http.Transport{
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				return ns.DialFrom(ctx, netip.AddrPortFrom(o.Local, 0), network, addr)
-			},
-			DisableKeepAlives:  !o.KeepAlive,
-			DisableCompression: true,
-			IdleConnTimeout:    10 * time.Second,
-			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true},
+	tr := &http.Transport{
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return ns.DialFrom(ctx, netip.AddrPortFrom(o.Local, 0), network, addr)
 		},
+		DisableKeepAlives:  !o.KeepAlive,
+		DisableCompression: true,
+		IdleConnTimeout:    10 * time.Second,
+		TLSClientConfig:    &tls.Config{InsecureSkipVerify: true},
 	}
+	if o.HTTP2 {
+		tr.Protocols = new(http.Protocols)
+		tr.Protocols.SetHTTP2(true)
+		tr.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return &http.Client{Timeout: o.Timeout, Transport: tr}
 }

@@ -32,11 +32,8 @@ type NS struct {
 // test and is killed.
 func NewNS(t TB, name string) *NS {
 	t.Helper()
-	Require(t)
-	ns, err := newNS(name)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
+	requireRoot(t)
+	ns := requireNS(t, name)
 	t.Cleanup(func() {
 		ns.reap(t)
 		if err := ns.Close(); err != nil {

@@ -49,7 +49,6 @@ const patience = 60 * time.Second
 // the test is skipped, or failed with CI=true.
 func NewPodman(t TB, host *NS) *Podman {
 	t.Helper()
-	Require(t)
 	requirePodman(t)
 	image := imageTar(t)
 	dir, err := os.MkdirTemp(shortTemp(), "slc-")
@@ -78,13 +77,14 @@ func NewPodman(t TB, host *NS) *Podman {
 		err = p.importImage(ctx, image)
 	}
 	if err != nil {
-		t.Fatalf("start podman: %v\n%s", err, p.logs())
+		t.Fatalf("start podman: %v", err)
 	}
 	return p
 }
 
 func requirePodman(t TB) {
 	t.Helper()
+	requireRoot(t)
 	requirePrograms(t, "podman", "conmon", "runc", "unshare")
 	found := false
 	for _, dir := range []string{"/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman"} {

@@ -139,7 +139,6 @@ func TestPodmanLeavesNothing(t *testing.T) {
 // What a test process leaves when it is killed is taken down by its keeper.
 func TestPodmanKilledProcess(t *testing.T) {
 	t.Parallel()
-	Require(t)
 	requirePodman(t)
 	imageTar(t) // before the clock of the child runs
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)

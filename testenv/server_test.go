@@ -33,6 +33,16 @@ func TestServerHTTP(t *testing.T) {
 	if got := get(t, c, "https://"+at(be.Addr4, 8443)+"/"); !strings.Contains(got, `"remote":"10.98.0.12:`) {
 		t.Errorf("over TLS: %s", got)
 	}
+	for _, base := range []string{base, "https://" + at(be.Addr6, 8443)} {
+		resp, err := client.HTTPClient(HTTPOptions{Timeout: 20 * time.Second, HTTP2: true}).Get(base + "/bytes?n=100000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, resp.Body); n != 100000 || err != nil || resp.ProtoMajor != 2 {
+			t.Errorf("%s: %d bytes, %v, %s", base, n, err, resp.Proto)
+		}
+		resp.Body.Close()
+	}
 	if got := get(t, c, base+"/env"); !strings.Contains(got, `"COLOUR":"blue"`) {
 		t.Errorf("env = %s", got)
 	}

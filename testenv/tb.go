@@ -12,6 +12,8 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+
+	"golang.org/x/sys/unix"
 )
 
 // TB is the part of testing.TB this package needs. A program that is not a test
@@ -31,20 +33,36 @@ type TB interface {
 // Require skips the test where network namespaces cannot be made: as a user
 // other than root, or where the kernel refuses. With CI=true in the environment
 // that is a failure instead, so that no run passes by having tested nothing.
+// NewNS and all that builds on it require the same by themselves.
 func Require(t TB) {
+	t.Helper()
+	requireRoot(t)
+	ns := requireNS(t, "probe")
+	if err := ns.Close(); err != nil {
+		t.Fatalf("close probe namespace: %v", err)
+	}
+}
+
+func requireRoot(t TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		skip(t, "needs root")
 	}
-	ns, err := newNS("probe")
-	if err != nil {
-		skip(t, "needs network namespaces: %v", err)
-		return
-	}
-	if err := ns.Close(); err != nil {
-		t.Fatalf("close probe namespace: %v", err)
-	}
 	requirePrograms(t, "ip", "nsenter", "nft", "conntrack")
+}
+
+// requireNS skips only where the kernel has no namespaces or denies them; to
+// run out of something is a failure.
+func requireNS(t TB, name string) *NS {
+	t.Helper()
+	ns, err := newNS(name)
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		skip(t, "needs network namespaces: %v", err)
+	case err != nil:
+		t.Fatalf("%v", err)
+	}
+	return ns
 }
 
 func requirePrograms(t TB, names ...string) {
