@@ -1,0 +1,84 @@
+package conntrack
+
+import (
+	"iter"
+	"net/netip"
+	"slices"
+)
+
+// Count returns the counts of a backend, and whether they are known. They are
+// not before the first dump, after a loss until the next, and after the end.
+func (w *Watcher) Count(b Backend) (Count, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.table.count(b.unmap()), w.known
+}
+
+// Total returns the counts of all backends of a service together, those that
+// were forgotten included.
+func (w *Watcher) Total(service netip.AddrPort, proto uint8) (Count, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.table.services[serviceKey(unmap(service), proto)]; c != nil {
+		return *c, w.known
+	}
+	return Count{}, w.known
+}
+
+// All yields the counts of all backends that had a flow since they were last
+// forgotten, as they are when the iteration begins.
+func (w *Watcher) All() iter.Seq2[Backend, Count] {
+	return func(yield func(Backend, Count) bool) {
+		w.mu.Lock()
+		all := slices.Clone(w.table.backends)
+		w.mu.Unlock()
+		for _, b := range all {
+			if b.total != nil && !yield(b.name, b.count) {
+				return
+			}
+		}
+	}
+}
+
+// Known tells whether the counts are known.
+func (w *Watcher) Known() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.known
+}
+
+// Resyncs returns how often events were lost.
+func (w *Watcher) Resyncs() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.resyncs
+}
+
+// Arm asks for one call of Options.Wake at the next flow to b that the Watcher
+// learns of, and returns the counts at this moment: flows counted in them do
+// not cause the call, all later ones do.
+func (w *Watcher) Arm(b Backend) (Count, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := &w.table.backends[w.table.intern(b.unmap())]
+	p.armed = true
+	return p.count, w.known
+}
+
+// Disarm takes back Arm. A call that is under way is not waited for.
+func (w *Watcher) Disarm(b Backend) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	b = b.unmap()
+	if i, ok := w.table.index[backendKey(&b)]; ok {
+		w.table.backends[i].armed = false
+	}
+}
+
+// Forget drops the counts of a backend that is gone for good, and reports
+// whether it could: not while an entry is left, finished ones included.
+func (w *Watcher) Forget(b Backend) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.table.forget(b.unmap())
+}
