@@ -30,15 +30,17 @@ func Class(n int) int {
 	return all[min(i, len(all)-1)]
 }
 
-// lanes is the number of round-robin lanes of a class.
+// lanes is the number of round-robin lanes of a class. It is a compromise: for
+// each element added to a map the kernel checks every rule that uses the map,
+// and all of the chains are in the operator's listing.
 func lanes(mod int) int {
 	switch {
 	case mod < 2:
 		return 0
 	case mod <= 16:
-		return 32
+		return 16
 	default:
-		return 8
+		return 4
 	}
 }
 

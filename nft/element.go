@@ -13,7 +13,7 @@ const (
 	cold                     // set of services with no slots
 	first                    // map of service to the backend of slot 0
 	spread                   // verdict map of service to lane
-	slots                    // map of service and slot to backend
+	slots                    // maps, one for each class, of service and slot to backend
 	backends                 // set of backends; keyed by backend, not by service
 )
 
@@ -22,7 +22,7 @@ type element struct {
 	kind kind
 	slot uint16         // of slots
 	to   netip.AddrPort // of first and slots
-	lane lane           // of spread
+	lane lane           // of spread; of slots, only mod, the class
 	// lingers marks a backend that no service names any more. It stays for a
 	// while, since flows to it may live on and want their packets guarded.
 	lingers bool
@@ -48,28 +48,32 @@ func elements(s Service, l lane) []element {
 	}
 	es = append(es, element{kind: spread, lane: l})
 	for i, b := range s.Slots {
-		es = append(es, element{kind: slots, slot: uint16(i), to: b})
+		es = append(es, element{kind: slots, slot: uint16(i), to: b, lane: lane{mod: uint16(n)}})
 	}
 	return es
 }
 
 // service tells which service a set of entries makes, as a packet would see it.
 func service(es []element) (s Service, l lane) {
-	byslot := make(map[uint16]netip.AddrPort)
 	var single netip.AddrPort
+	for _, e := range es {
+		if e.kind == spread {
+			l = e.lane
+		}
+	}
+	byslot := make([]netip.AddrPort, l.mod)
 	for _, e := range es {
 		switch e.kind {
 		case first:
 			single = e.to
-		case spread:
-			l = e.lane
 		case slots:
-			byslot[e.slot] = e.to
+			if e.lane.mod == l.mod && e.slot < l.mod {
+				byslot[e.slot] = e.to
+			}
 		}
 	}
-	for i := range l.mod {
-		b, ok := byslot[i]
-		if !ok {
+	for _, b := range byslot {
+		if !b.IsValid() {
 			// A packet that misses its slot goes by first.
 			b = single
 		}

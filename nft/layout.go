@@ -79,11 +79,14 @@ func describe() layout {
 			&nftables.Set{Table: t, Name: setCold + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setBackends + f.name, KeyType: endpoint, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
-			&nftables.Set{Table: t, Name: setSlots + f.name, KeyType: slot, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
 			&nftables.Set{Table: t, Name: setFrozen + f.name, KeyType: tuple, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setReplay + f.name, KeyType: tuple, HasTimeout: true},
 		)
+		for _, mod := range classes()[1:] {
+			name := home{slots, uint16(mod)}.name(f)
+			l.sets = append(l.sets, &nftables.Set{Table: t, Name: name, KeyType: slot, DataType: backend, IsMap: true})
+		}
 		for _, s := range l.sets {
 			s.Concatenation = true
 		}
@@ -130,10 +133,7 @@ func describe() layout {
 	}
 	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, forward, natPost}
 
-	for _, mod := range classes() {
-		if mod < 2 {
-			continue
-		}
+	for _, mod := range classes()[1:] {
 		for i := range lanes(mod) {
 			l.chains = append(l.chains, laneChain(lane{mod: uint16(mod), index: uint16(i)}))
 		}
@@ -147,7 +147,7 @@ func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, rule(parts.
 func laneChain(l lane) chain {
 	c := chain{name: l.String()}
 	for _, f := range families() {
-		c.add(isFamily(f), concat(daddr(f), l4proto(), dport(), turn(l)), value(setSlots+f.name), deliver(f))
+		c.add(isFamily(f), concat(daddr(f), l4proto(), dport(), turn(l)), value(home{slots, l.mod}.name(f)), deliver(f))
 	}
 	return c
 }

@@ -64,9 +64,9 @@ func (t *Table) read() (same bool, err error) {
 		want[s.Name] = s
 	}
 	var c change
-	for k := known; k <= backends; k++ {
+	for _, home := range homes() {
 		for _, f := range families() {
-			name := k.setName() + f.name
+			name := home.name(f)
 			s, ok := byname[name]
 			if !ok || s.KeyType.Name != want[name].KeyType.Name || s.DataType.Name != want[name].DataType.Name {
 				continue
@@ -76,7 +76,7 @@ func (t *Table) read() (same bool, err error) {
 				return false, fmt.Errorf("read set %s: %w", name, err)
 			}
 			for _, se := range list {
-				e, err := decode(k, f, se)
+				e, err := decode(home, f, se)
 				if err != nil {
 					// Whoever wrote this, it was not this program: the
 					// table is to be built anew.

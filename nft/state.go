@@ -212,5 +212,8 @@ func (e element) compare(f element) int {
 	if c := int(e.kind) - int(f.kind); c != 0 {
 		return c
 	}
+	if c := int(e.lane.mod) - int(f.lane.mod); c != 0 {
+		return c
+	}
 	return int(e.slot) - int(f.slot)
 }

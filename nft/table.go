@@ -236,30 +236,25 @@ func (t *Table) abandon() error { return t.nl.Flush() }
 
 // each queues entries for do, set by set.
 func (t *Table) each(es []entry, do func(*nftables.Set, []nftables.SetElement) error) error {
-	type where struct {
-		kind   kind
-		family int
+	var lists [2]map[home][]nftables.SetElement
+	for i := range lists {
+		lists[i] = make(map[home][]nftables.SetElement)
 	}
-	lists := make(map[where][]nftables.SetElement)
 	for _, e := range es {
-		w := where{e.kind, familyOf(e.at.Addr)}
-		lists[w] = append(lists[w], e.encode())
+		in := lists[familyOf(e.at.Addr)]
+		in[e.home()] = append(in[e.home()], e.encode())
 	}
-	for k := known; k <= backends; k++ {
+	for _, h := range homes() {
 		for i, f := range families() {
-			if list := lists[where{k, i}]; len(list) > 0 {
-				if err := do(elementSet(k.setName(), f), list); err != nil {
-					return err
+			if list := lists[i][h]; len(list) > 0 {
+				s := &nftables.Set{Table: table(), Name: h.name(f), HasTimeout: h.kind == backends}
+				if err := do(s, list); err != nil {
+					return fmt.Errorf("set %s: %w", s.Name, err)
 				}
 			}
 		}
 	}
 	return nil
-}
-
-// elementSet refers to a set by name, as far as element messages need it.
-func elementSet(name string, f family) *nftables.Set {
-	return &nftables.Set{Table: table(), Name: name + f.name, HasTimeout: name == setBackends || name == setFrozen || name == setReplay}
 }
 
 func table() *nftables.Table {

@@ -15,7 +15,43 @@ import (
 // has let go of it: as long as a drain may sensibly take.
 const linger = 24 * time.Hour
 
-// setName returns the set that an element of this kind is in.
+// A home is one set or map in both families: that of a kind or, for slots, of
+// a class.
+type home struct {
+	kind kind
+	mod  uint16 // of slots
+}
+
+func (e element) home() home {
+	if e.kind == slots {
+		return home{slots, e.lane.mod}
+	}
+	return home{kind: e.kind}
+}
+
+// homes returns all, in the order in which they are written.
+func homes() []home {
+	var all []home
+	for k := known; k <= backends; k++ {
+		if k != slots {
+			all = append(all, home{kind: k})
+			continue
+		}
+		for _, mod := range classes()[1:] {
+			all = append(all, home{k, uint16(mod)})
+		}
+	}
+	return all
+}
+
+// name returns the set's name in the family.
+func (h home) name(f family) string {
+	if h.kind == slots {
+		return fmt.Sprintf("%s%s-%d", setSlots, f.name, h.mod)
+	}
+	return h.kind.setName() + f.name
+}
+
 func (k kind) setName() string {
 	switch k {
 	case known:
@@ -26,8 +62,6 @@ func (k kind) setName() string {
 		return setFirst
 	case spread:
 		return setSpread
-	case slots:
-		return setSlots
 	case backends:
 		return setBackends
 	}
@@ -53,12 +87,12 @@ func (e entry) encode() nftables.SetElement {
 	return s
 }
 
-func decode(k kind, f family, s nftables.SetElement) (e entry, err error) {
-	e.kind = k
+func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
+	e.kind, e.lane.mod = h.kind, h.mod
 	if e.at, e.slot, err = parseKey(s.Key, f); err != nil {
 		return e, err
 	}
-	switch k {
+	switch h.kind {
 	case first, slots:
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
