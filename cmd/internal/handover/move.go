@@ -110,7 +110,7 @@ func (m *move) commit() (Reason, error) {
 	if err := abortive(m.FD, true); err != nil {
 		return Unable, err
 	}
-	if err := m.p.replace.call(m.entry()); err != nil {
+	if err := m.p.replace.call(m.flow()); err != nil {
 		err = fmt.Errorf("track connection: %w", err)
 		// The old entry may be gone, and without one the client's next packet
 		// would be taken for a new connection and sent to a backend.
@@ -126,7 +126,7 @@ func (m *move) withdraw(r Reason) {
 		return
 	}
 	// Also without an answer seen: it may have been given.
-	_ = m.p.wire.send(m.toBackend(flagRST, m.state.isn+1, nil))
+	_ = m.p.wire.send(m.toBackend(flagRST, m.state.isn+1, nil)) // best effort: it would time out
 }
 
 // finish delivers and lets go of the socket. The client may already send to the
@@ -142,46 +142,36 @@ func (m *move) finish() Result {
 			return r
 		}
 		r.Bytes = len(m.state.data)
-		more, reason, err := m.leave()
-		if reason != "" {
-			r.Reason, r.Err = reason, errors.Join(r.Err, err)
+		more, err := m.leave()
+		if err != nil {
+			r.Reason, r.Err = Failed, errors.Join(r.Err, err, m.reset())
 			return r
 		}
 		if !more {
 			break
 		}
 	}
-	// To a client that has reset meanwhile (unseen, while frozen) this brings
-	// out another reset, which now reaches the backend; any other answers with
-	// an acknowledgement, which completes the backend's handshake if ours was lost.
-	if err := m.p.wire.send(m.nudge()); err != nil {
-		r.Err = errors.Join(r.Err, err)
-	}
+	r.Err = errors.Join(r.Err, closeSocket(m.FD), m.p.wire.send(m.nudge()))
 	return r
 }
 
-// leave closes the socket without a sound, unless something has arrived on it
-// that passed the frozen rule just in time: that has been acknowledged to the
-// client, and has to be delivered first.
-func (m *move) leave() (more bool, reason Reason, err error) {
+// leave sets the socket to repair mode, in which it closes without a sound; unless
+// something has arrived on it that passed the frozen rule just in time: that has
+// been acknowledged to the client, and has to be delivered first.
+func (m *move) leave() (more bool, err error) {
 	if err := repair(m.FD, true); err != nil {
-		return false, Failed, errors.Join(err, m.reset())
+		return false, err
 	}
 	now, info, err := read(m.FD)
-	switch {
-	case err != nil:
-		return false, Failed, errors.Join(err, repair(m.FD, false), m.reset())
-	case info.state == stateClose:
-		m.withdraw(Gone)
-		return false, Gone, closeSocket(m.FD)
-	case len(now.data) == len(m.state.data) && now.finished == m.state.finished:
-		return false, "", closeSocket(m.FD)
+	if err != nil {
+		return false, errors.Join(err, repair(m.FD, false))
+	}
+	// In the state CLOSE it is over for the client; the nudge lets the backend know.
+	if info.state == stateClose || now.next() == m.state.next() {
+		return false, nil
 	}
 	m.state = now
-	if err := repair(m.FD, false); err != nil {
-		return false, Failed, errors.Join(err, m.reset())
-	}
-	return true, "", nil
+	return true, repair(m.FD, false)
 }
 
 // deliver sends until the backend has acknowledged all of state.

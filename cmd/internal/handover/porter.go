@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"sluice/conntrack"
+	"sluice/nft"
 )
 
 // Held is an accepted connection whose bytes nobody has read or written yet.
@@ -21,9 +25,6 @@ type Held struct {
 	Backend netip.AddrPort
 }
 
-// Tuple names a connection that is being moved.
-type Tuple struct{ Client, Service, Backend netip.AddrPort }
-
 // Result says how the attempt for the Held of the same index ended.
 type Result struct {
 	Reason Reason
@@ -31,34 +32,16 @@ type Result struct {
 	Bytes  int   // received from the client before and delivered to the backend
 }
 
-// Freezer keeps the packets of moving connections from the connection tracker:
-// those of the client to the service, and the backend's SYN-ACK to the client.
-// Packets with the mark given to Open pass. A tuple that is not unfrozen thaws
-// by itself after the time-out.
+// Freezer keeps the packets of moving connections from the connection tracker,
+// as [nft.Table] does.
 type Freezer interface {
-	Freeze([]Tuple, time.Duration) error
-	Unfreeze([]Tuple) error
+	Freeze([]nft.Tuple, time.Duration) error
+	Unfreeze([]nft.Tuple) error
 }
 
-// Entry is a connection tracking entry in the state ESTABLISHED, from client to
-// service, with no window checks.
-type Entry struct {
-	Client, Service netip.AddrPort
-	// Backend is where the flow is translated to; the zero value leaves it with
-	// this host, untranslated.
-	Backend netip.AddrPort
-	// Offset is added to the backend's sequence numbers on their way to the
-	// client, and taken from the client's acknowledgements.
-	Offset uint32
-	// Scaled says that window scaling is in use, with these shifts.
-	Scaled                    bool
-	ClientScale, BackendScale uint8
-}
-
-// Tracker replaces whatever is tracked under an entry's client and service. The
-// errors are by index, or nil if all went well.
+// Tracker changes the connection tracking table, as [conntrack.Conn] does.
 type Tracker interface {
-	Replace([]Entry) []error
+	Do(*conntrack.Batch) ([]error, error)
 }
 
 // Limits of an attempt.
@@ -79,18 +62,18 @@ const (
 // Porter hands connections over. Its methods may be called concurrently.
 type Porter struct {
 	freezer Freezer
-	thaw    group[Tuple]
-	replace group[Entry]
+	thaw    group[nft.Tuple]
+	replace group[conntrack.Entry]
 	wire    *wire
 	routes  *router
 	accECN  bool
 }
 
 // Open makes a Porter for the network namespace of the calling thread, in which
-// Handover must be called too. Its own packets carry the given packet mark.
-// It needs CAP_NET_ADMIN and CAP_NET_RAW.
-func Open(f Freezer, t Tracker, mark uint32) (*Porter, error) {
-	w, err := openWire(mark)
+// Handover must be called too. Its own packets carry [nft.PacketMark]. It needs
+// CAP_NET_ADMIN and CAP_NET_RAW.
+func Open(f Freezer, t Tracker) (*Porter, error) {
+	w, err := openWire(nft.PacketMark)
 	if err != nil {
 		return nil, err
 	}
@@ -99,8 +82,8 @@ func Open(f Freezer, t Tracker, mark uint32) (*Porter, error) {
 		return nil, errors.Join(err, w.close())
 	}
 	p := &Porter{freezer: f, wire: w, routes: r, accECN: accurateECN()}
-	p.thaw.do = func(ts []Tuple) []error { return all(len(ts), f.Unfreeze(ts)) }
-	p.replace.do = t.Replace
+	p.thaw.do = func(ts []nft.Tuple) []error { return all(len(ts), f.Unfreeze(ts)) }
+	p.replace.do = func(es []conntrack.Entry) []error { return replace(t, es) }
 	return p, nil
 }
 
@@ -121,6 +104,7 @@ func accurateECN() bool {
 // batch. Once a connection is past its commit ctx is not looked at any more:
 // what is left is to deliver what the client has sent.
 func (p *Porter) Handover(ctx context.Context, batch []Held) []Result {
+	batch = slices.Clone(batch)
 	results := make([]Result, len(batch))
 	todo := p.sort(batch, results)
 	if len(todo) == 0 {
@@ -146,7 +130,7 @@ func (p *Porter) Handover(ctx context.Context, batch []Held) []Result {
 		n := take(slots, len(todo))
 		var now []int
 		now, todo = todo[:n], todo[n:]
-		tuples := make([]Tuple, n)
+		tuples := make([]nft.Tuple, n)
 		for j, i := range now {
 			tuples[j] = batch[i].tuple()
 		}
@@ -212,4 +196,6 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-func (h *Held) tuple() Tuple { return Tuple{h.Client, h.Service, h.Backend} }
+func (h *Held) tuple() nft.Tuple {
+	return nft.Tuple{Client: h.Client, Service: h.Service, Backend: h.Backend}
+}

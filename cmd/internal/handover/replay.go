@@ -1,7 +1,5 @@
 package handover
 
-import "net/netip"
-
 // next is the sequence number that follows all the client has sent.
 func (h *held) next() uint32 {
 	n := h.isn + 1 + uint32(len(h.data))
@@ -89,28 +87,15 @@ func (m *move) toBackend(flags uint8, seq uint32, data []byte) *segment {
 }
 
 // nudge speaks as the service. It repeats the number of our SYN, as a keep-alive
-// probe does, so that the client must answer but takes nothing from it.
+// probe does, so that the client must answer but takes nothing from it. By the
+// answer the backend learns what the freeze may have kept from it: a client that
+// has reset the connection does so again, and one whose backend has refused its
+// data is told so by it; and it completes the backend's handshake in case our
+// own acknowledgement was lost.
 func (m *move) nudge() *segment {
 	return &segment{
 		src: m.Service, dst: m.Client,
 		seq: m.state.own, ack: m.state.next(),
 		flags: flagACK, window: m.synack.window >> m.state.ours,
 	}
-}
-
-func (m *move) entry() Entry {
-	return Entry{
-		Client: m.Client, Service: m.Service, Backend: m.Backend,
-		Offset:       m.state.own - m.synack.seq,
-		Scaled:       m.state.scaled,
-		ClientScale:  m.state.theirs,
-		BackendScale: m.state.ours,
-	}
-}
-
-// plain is the connection as it was while held.
-func (m *move) plain() Entry {
-	e := m.entry()
-	e.Backend, e.Offset = netip.AddrPort{}, 0
-	return e
 }
