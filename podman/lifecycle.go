@@ -1,0 +1,227 @@
+package podman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containers/podman/v5/libpod/define"
+	"github.com/containers/podman/v5/pkg/bindings/containers"
+)
+
+// Create makes the service's Nth container and does not start it. The image is
+// had by the Spec's pull policy; when it is in local storage and the policy is
+// missing or never, that costs no request.
+//
+// A container of that name which an earlier run left dead is replaced; a live
+// one made from the same Spec is returned as it is. ErrSpec if the container
+// cannot be made as described, or if the name belongs to somebody else's;
+// ErrImage if the image is not to be had.
+func (c *Client) Create(ctx context.Context, s Spec, index int) (Replica, error) {
+	name := Name(s.Service, index)
+	if _, err := s.generator(index); err != nil {
+		return Replica{}, fmt.Errorf("create container %s: %w", name, err)
+	}
+	if s.Pull == "always" || s.Pull == "newer" {
+		if err := c.Pull(ctx, s); err != nil {
+			return Replica{}, err
+		}
+	}
+	r, err := c.create(ctx, s, index)
+	if errors.Is(err, errNoImage) {
+		if err := c.Pull(ctx, s); err != nil {
+			return Replica{}, err
+		}
+		r, err = c.create(ctx, s, index)
+	}
+	if !errors.Is(err, errTaken) {
+		return r, err
+	}
+	old, err := c.evict(ctx, name, s)
+	if err != nil || old.State.Live() {
+		return old, err
+	}
+	return c.create(ctx, s, index)
+}
+
+// create is one attempt.
+func (c *Client) create(ctx context.Context, s Spec, index int) (Replica, error) {
+	g, err := s.generator(index)
+	if err != nil {
+		return Replica{}, err
+	}
+	r := Replica{Name: g.Name, State: Created}
+	r.label(g.Labels)
+	err = c.do(ctx, "create container "+g.Name, func(ctx context.Context) error {
+		answer, err := containers.CreateWithSpec(ctx, g, nil)
+		r.ID = answer.ID
+		return err
+	})
+	switch {
+	case errors.Is(err, errNoNetwork):
+		return Replica{}, fmt.Errorf("create container %s: %w", g.Name, missing(s.Network))
+	case err != nil:
+		return Replica{}, err
+	}
+	return r, nil
+}
+
+// evict removes the dead container that has the name, or says why not. A live
+// one that is just what s describes is returned.
+func (c *Client) evict(ctx context.Context, name string, s Spec) (Replica, error) {
+	old, err := c.Inspect(ctx, name)
+	switch {
+	case errors.Is(err, ErrGone):
+		return Replica{}, nil
+	case err != nil:
+		return Replica{}, err
+	case old.Service == "":
+		return Replica{}, fmt.Errorf("create container %s: %w: the name belongs to container %.12s, which has no label %s: rename or remove it",
+			name, ErrSpec, old.ID, LabelService)
+	case old.Service != s.Service:
+		return Replica{}, fmt.Errorf("create container %s: %w: the name belongs to a replica of service %s", name, ErrSpec, old.Service)
+	case old.State.Live() && old.SpecHash == s.Hash():
+		return old, nil
+	case old.State.Live() && old.State != Initialized:
+		return Replica{}, fmt.Errorf("create container %s: a replica of another configuration has the name and is %s", name, old.State)
+	}
+	return Replica{}, c.Remove(ctx, old.ID)
+}
+
+// Init brings a created container up to the point where only its program is
+// missing: Start then takes a tenth of the time. It returns the replica with
+// its address, which stays the same through that Start. One that is beyond that
+// point is returned as it is.
+func (c *Client) Init(ctx context.Context, name string) (Replica, error) {
+	verb := "init container " + name
+	leave, err := c.lanes.init(ctx)
+	if err != nil {
+		return Replica{}, fmt.Errorf("%s: %w", verb, err)
+	}
+	err = c.do(ctx, verb, func(ctx context.Context) error {
+		err := containers.ContainerInit(ctx, name, nil)
+		if errors.Is(err, define.ErrCtrStateInvalid) {
+			return nil // 304: it stands already
+		}
+		return err
+	})
+	leave()
+	if err != nil {
+		return Replica{}, err
+	}
+	return c.up(ctx, name)
+}
+
+// Start makes a replica run, whatever state it is in, and returns it with its
+// address. For one that runs already it does nothing but that.
+//
+// A program that ended within the few milliseconds of the call is an error; the
+// Replica is returned with it and has the exit code.
+func (c *Client) Start(ctx context.Context, name string) (Replica, error) {
+	verb := "start container " + name
+	leave, err := c.lanes.start(ctx)
+	if err != nil {
+		return Replica{}, fmt.Errorf("%s: %w", verb, err)
+	}
+	err = c.do(ctx, verb, func(ctx context.Context) error {
+		return containers.Start(ctx, name, nil)
+	})
+	leave()
+	if errors.Is(err, errState) {
+		if r, ierr := c.Inspect(ctx, name); ierr == nil && r.State == Paused {
+			err = c.Unpause(ctx, name)
+		}
+	}
+	if err != nil {
+		return Replica{}, err
+	}
+	r, err := c.up(ctx, name)
+	if err == nil && !r.State.Live() {
+		err = fmt.Errorf("%s: program ended at once with exit code %d", verb, r.ExitCode)
+	}
+	return r, err
+}
+
+// up reads back a replica that was brought up. An address that Podman gave away
+// before may be known to the kernel as somebody else's: that is put right.
+func (c *Client) up(ctx context.Context, name string) (Replica, error) {
+	r, err := c.Inspect(ctx, name)
+	if err != nil {
+		return Replica{}, err
+	}
+	for addr, mac := range r.links {
+		if err := c.neigh.set(addr, mac); err != nil {
+			c.warn(fmt.Errorf("start container %s: refresh neighbour %s: %w", name, addr, err))
+		}
+	}
+	return r, nil
+}
+
+// Stop tells the program to end (with the image's stop signal, SIGTERM by
+// default), kills it after timeout, rounded up to whole seconds, and returns
+// when it is dead. A timeout of 0 kills at once. A paused replica is unpaused
+// first. Nothing to stop is no error.
+func (c *Client) Stop(ctx context.Context, name string, timeout time.Duration) error {
+	err := c.stop(ctx, name, timeout)
+	if errors.Is(err, errState) {
+		if r, ierr := c.Inspect(ctx, name); ierr == nil && r.State == Paused {
+			if err = c.Unpause(ctx, name); err == nil {
+				err = c.stop(ctx, name, timeout)
+			}
+		}
+	}
+	if errors.Is(err, ErrGone) {
+		return nil
+	}
+	return err
+}
+
+func (c *Client) stop(ctx context.Context, name string, timeout time.Duration) error {
+	return c.do(ctx, "stop container "+name, func(ctx context.Context) error {
+		return containers.Stop(ctx, name, new(containers.StopOptions).WithTimeout(wholeSeconds(timeout)))
+	})
+}
+
+// Pause freezes a running replica. One that is paused already is no error.
+func (c *Client) Pause(ctx context.Context, name string) error {
+	err := c.do(ctx, "pause container "+name, func(ctx context.Context) error {
+		return containers.Pause(ctx, name, nil)
+	})
+	return c.settled(ctx, name, Paused, err)
+}
+
+// Unpause thaws a paused replica. One that runs already is no error.
+func (c *Client) Unpause(ctx context.Context, name string) error {
+	err := c.do(ctx, "unpause container "+name, func(ctx context.Context) error {
+		return containers.Unpause(ctx, name, nil)
+	})
+	return c.settled(ctx, name, Running, err)
+}
+
+// settled forgives a refusal if the container is in the wanted state anyway.
+func (c *Client) settled(ctx context.Context, name string, want State, err error) error {
+	if errors.Is(err, errState) {
+		if r, ierr := c.Inspect(ctx, name); ierr == nil && r.State == want {
+			return nil
+		}
+	}
+	return err
+}
+
+// Remove kills what runs in the container and removes it with its anonymous
+// volumes. One that is absent is no error.
+func (c *Client) Remove(ctx context.Context, name string) error {
+	err := c.do(ctx, "remove container "+name, func(ctx context.Context) error {
+		_, err := containers.Remove(ctx, name, new(containers.RemoveOptions).
+			WithForce(true).
+			WithTimeout(0).
+			WithIgnore(true).
+			WithVolumes(true))
+		return err
+	})
+	if errors.Is(err, ErrGone) {
+		return nil
+	}
+	return err
+}

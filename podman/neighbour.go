@@ -1,0 +1,91 @@
+package podman
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/jsimonetti/rtnetlink/v2"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// neighbours keeps the kernel's ARP and NDP entries for replicas right. Podman
+// gives an address that one container gave up to the next, which has another
+// MAC; for as long as the kernel holds the old entry for good (30 s and more,
+// 43 s were seen) connects to the newcomer hang.
+//
+// The socket stays in the network namespace it was opened in.
+type neighbours struct{ conn *rtnetlink.Conn }
+
+func openNeighbours() (*neighbours, error) {
+	conn, err := rtnetlink.Dial(nil)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	return &neighbours{conn: conn}, nil
+}
+
+func (n *neighbours) close() error { return n.conn.Close() }
+
+// set makes addr known at mac on the link that leads to it, or forgets what is
+// known of it if mac is nil. Setting is better than forgetting: the first SYN
+// need not wait for an ARP exchange, whose first request is lost with one
+// second's delay if the bridge port is not forwarding yet.
+func (n *neighbours) set(addr netip.Addr, mac net.HardwareAddr) error {
+	link, err := n.link(addr)
+	if err != nil {
+		return err
+	}
+	msg := &rtnetlink.NeighMessage{
+		Family: family(addr),
+		Index:  link,
+		Type:   unix.RTN_UNICAST,
+		// Stale is used at once all the same, and confirmed soon after.
+		State:      unix.NUD_STALE,
+		Attributes: &rtnetlink.NeighAttributes{Address: addr.AsSlice(), LLAddress: mac},
+	}
+	if len(mac) == 0 {
+		msg.State = unix.NUD_NONE
+		_, err = n.conn.Execute(msg, unix.RTM_DELNEIGH, netlink.Request|netlink.Acknowledge)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		return err
+	}
+	_, err = n.conn.Execute(msg, unix.RTM_NEWNEIGH,
+		netlink.Request|netlink.Acknowledge|netlink.Create|netlink.Replace)
+	return err
+}
+
+// link is the index of the interface that addr is a direct neighbour on.
+func (n *neighbours) link(addr netip.Addr) (uint32, error) {
+	// One route, not a dump: no NLM_F_DUMP, and the address in full length.
+	answer, err := n.conn.Execute(&rtnetlink.RouteMessage{
+		Family:     uint8(family(addr)),
+		DstLength:  uint8(addr.BitLen()),
+		Attributes: rtnetlink.RouteAttributes{Dst: addr.AsSlice()},
+	}, unix.RTM_GETROUTE, netlink.Request)
+	if err != nil {
+		return 0, fmt.Errorf("find route: %w", err)
+	}
+	for _, m := range answer {
+		r, ok := m.(*rtnetlink.RouteMessage)
+		switch {
+		case !ok:
+		case r.Attributes.Gateway != nil:
+			return 0, fmt.Errorf("address is behind gateway %v, not on a bridge of this host", r.Attributes.Gateway)
+		case r.Attributes.OutIface != 0:
+			return r.Attributes.OutIface, nil
+		}
+	}
+	return 0, errors.New("find route: none")
+}
+
+func family(a netip.Addr) uint16 {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
