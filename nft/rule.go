@@ -178,7 +178,9 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 func returnsByInput() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: reg(0), ResultOIF: true, FlagDADDR: true, FlagIIF: true, FlagPRESENT: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{1}},
+		// The kernel stores one byte and clears the rest of the register. nft
+		// before 1.0.8 compares all four and lists only this well.
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{1, 0, 0, 0}},
 	}
 }
 
