@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +38,7 @@ var (
 func newLab(t testing.TB) *lab {
 	t.Helper()
 	l := &lab{Lab: testenv.NewLab(t)}
-	l.net = testenv.NewBackendNet(t, l.Host, 1)
+	l.net = testenv.NewBackendNet(t, l.Host, 2)
 	l.backend = l.net.Backends[0]
 	l.Host.AddAddr(t, "192.0.2.10/32", "")
 	l.Host.AddAddr(t, "2001:db8::10/128", "")
@@ -104,36 +102,18 @@ type holder struct {
 	l       *net.TCPListener
 	service netip.AddrPort
 	backend netip.AddrPort
-
-	mu   sync.Mutex
-	seen int
 }
 
 func (l *lab) hold(t testing.TB, service netip.AddrPort, set ...func(fd int) error) *holder {
 	t.Helper()
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		_ = c.Control(func(fd uintptr) {
-			for _, f := range set {
-				err = errors.Join(err, f(int(fd)))
-			}
-		})
-		return err
-	}}
-	lc.SetMultipathTCP(false)
-	var ln net.Listener
-	if err := l.Host.Do(func() (err error) {
-		ln, err = lc.Listen(context.Background(), "tcp", service.String())
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
 	be := l.backend.Addr4
 	if service.Addr().Is6() {
 		be = l.backend.Addr6
 	}
-	return &holder{t: t, l: ln.(*net.TCPListener), service: service, backend: netip.AddrPortFrom(be, 8080)}
+	return &holder{
+		t: t, l: listen(t, l.Host, service, set...),
+		service: service, backend: netip.AddrPortFrom(be, 8080),
+	}
 }
 
 // accept waits for one connection.
