@@ -1,0 +1,255 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/cmd/internal/accept"
+	"sluice/cmd/internal/health"
+	"sluice/podman"
+	"sluice/policy"
+)
+
+// do carries out one action. What may block runs as an effect.
+func (c *Control) do(s *service, now time.Time, a policy.Action) {
+	switch a := a.(type) {
+	case policy.Accept:
+		c.arm(s, accept.Mode(a.Mode))
+	case policy.Prepare:
+		r := s.replica(a.Index)
+		c.work.Go(func() { c.prepare(s, r.name, a.Index) })
+	case policy.Start:
+		if s.wake.start.IsZero() {
+			s.wake.start = now
+		}
+		r := s.replica(a.Index)
+		c.work.Go(func() { c.start(s, r.name, a.Index, r.addr.IsValid()) })
+	case policy.Stop:
+		c.stop(s, a)
+	case policy.Probe:
+		c.probe(s, s.replica(a.Index), a.Assume)
+	case policy.Unprobe:
+		s.replica(a.Index).endProbe()
+	case policy.Map:
+		if len(a.Backends) > 0 && s.wake.ready.IsZero() {
+			s.wake.ready = now
+		}
+		ch := s.table(a.Backends)
+		ch.seq = a.Seq
+		c.app.apply(ch)
+	case policy.Count:
+		r := s.replica(a.Index)
+		addr := r.addr
+		c.work.Go(func() {
+			n, err := c.opt.Flows.Live(addr, unix.IPPROTO_TCP)
+			if err != nil {
+				s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
+			}
+			c.box.post(func(now time.Time) {
+				c.step(s, now, policy.Counted{Index: a.Index, Flows: n + r.relays, Known: err == nil})
+			})
+		})
+	case policy.Serve:
+		h := s.held[a.Conn]
+		delete(s.held, a.Conn)
+		s.todo = append(s.todo, serving{held: h, replica: s.replica(a.Index)})
+	case policy.Reset:
+		c.reset(s.held[a.Conn].fd)
+		delete(s.held, a.Conn)
+	case policy.Note:
+		c.note(s, now, a)
+	}
+}
+
+func (c *Control) arm(s *service, mode accept.Mode) {
+	for _, l := range s.listeners {
+		if err := c.opt.Accept.Arm(l.id, mode); err != nil {
+			s.log.Error().Err(err).Stringer("listen", l.endpoint).Msg("listener not armed")
+		}
+	}
+}
+
+// accepted holds a connection and lets the policy decide.
+func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
+	l := c.listeners[conn.Listener]
+	if l == nil || c.stopping {
+		c.reset(conn.FD)
+		return
+	}
+	s := l.service
+	c.nextConn++
+	s.held[c.nextConn] = held{fd: conn.FD, endpoint: l.endpoint, at: at}
+	if s.wake.accepted.IsZero() {
+		s.wake.accepted = at
+	}
+	queued := 0
+	for _, l := range s.listeners {
+		if n, err := l.ln.Queued(); err == nil {
+			queued += n
+		}
+	}
+	if s.policy.Phase() != policy.Warm && s.policy.Phase() != policy.Failed {
+		s.log.Debug().Int("held", len(s.held)).Int("queued", queued).Msg("connection held")
+	}
+	c.step(s, now, policy.Accepted{Conn: c.nextConn, Queued: queued})
+}
+
+// prepare initialises a replica.
+func (c *Control) prepare(s *service, name string, index int) {
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout(s))
+	defer cancel()
+	_, err := c.opt.Replicas.Create(ctx, s.spec, index)
+	var r podman.Replica
+	if err == nil {
+		r, err = c.opt.Replicas.Init(ctx, name)
+	}
+	c.box.post(func(now time.Time) {
+		if err == nil {
+			c.know(s, r)
+		}
+		c.step(s, now, policy.Prepared{Index: index, Err: err})
+	})
+}
+
+// start starts a replica; a prepared one exists already.
+func (c *Control) start(s *service, name string, index int, prepared bool) {
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout(s))
+	defer cancel()
+	var err error
+	if !prepared {
+		_, err = c.opt.Replicas.Create(ctx, s.spec, index)
+	}
+	var r podman.Replica
+	if err == nil {
+		r, err = c.opt.Replicas.Start(ctx, name)
+	}
+	if err == nil && !addr(r).IsValid() {
+		err = fmt.Errorf("%s has no IPv4 address on network %q", name, s.spec.Network)
+	}
+	c.box.post(func(now time.Time) {
+		if err == nil {
+			if s.wake.started.IsZero() {
+				s.wake.started = now
+			}
+			c.know(s, r)
+		}
+		c.step(s, now, policy.Started{Index: index, Err: err, Permanent: errors.Is(err, podman.ErrImage) || errors.Is(err, podman.ErrSpec)})
+	})
+}
+
+// callTimeout bounds a start: it may have to pull an image first.
+func callTimeout(s *service) time.Duration { return s.cfg.Start.Timeout + time.Minute }
+
+func addr(r podman.Replica) netip.AddrPort { return netip.AddrPortFrom(r.Addr4, r.Port) }
+
+// know takes over a running or prepared replica's address and watches for its
+// death.
+func (c *Control) know(s *service, p podman.Replica) {
+	r := s.replica(p.Index)
+	r.addr, r.id, r.since = addr(p), p.ID, time.Now()
+	r.endWatch()
+	ctx, cancel := context.WithCancel(c.ctx)
+	r.unwatch = cancel
+	c.work.Go(func() {
+		err := c.opt.Replicas.Exited(ctx, p)
+		if ctx.Err() != nil {
+			return // no longer of interest
+		}
+		if err != nil {
+			// Podman's events, later by a tenth of a second, must do.
+			s.log.Debug().Err(err).Str("backend", p.Name).Msg("process not watched")
+			return
+		}
+		c.gone(s, ctx, p.Index, "its process has ended")
+	})
+}
+
+// gone reports the end of a replica with what Podman knows of it.
+func (c *Control) gone(s *service, ctx context.Context, index int, detail string) {
+	c.box.post(func(now time.Time) {
+		if ctx.Err() == nil {
+			c.step(s, now, policy.Died{Index: index, Detail: detail})
+		}
+	})
+}
+
+// stop ends a replica and removes all traces of it, its conntrack entries
+// last: until its program has ended they carry its last bytes.
+func (c *Control) stop(s *service, a policy.Stop) {
+	r := s.replica(a.Index)
+	r.endProbe()
+	r.endWatch()
+	addr := r.addr
+	timeout := s.cfg.Container.StopTimeout
+	c.work.Go(func() {
+		ctx, cancel := context.WithTimeout(c.ctx, timeout+time.Minute)
+		defer cancel()
+		err := c.opt.Replicas.Stop(ctx, r.name, timeout)
+		if err == nil {
+			err = c.opt.Replicas.Remove(ctx, r.name)
+		}
+		if err == nil && addr.IsValid() {
+			_, err = c.opt.Flows.Forget(ctx, addr, unix.IPPROTO_TCP)
+		}
+		c.box.post(func(now time.Time) {
+			if err == nil {
+				delete(s.replicas, a.Index)
+			}
+			c.step(s, now, policy.Stopped{Index: a.Index, Err: err})
+		})
+	})
+}
+
+// probe runs the checks of a replica until endProbe.
+func (c *Control) probe(s *service, r *replica, assume bool) {
+	r.endProbe()
+	ctx, cancel := context.WithCancel(c.ctx)
+	r.unprobe = cancel
+	h := s.cfg.Health
+	check := health.Check{
+		Type: health.Type(h.Type), Path: h.Path, Command: h.Command,
+		Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall,
+	}
+	name := r.name
+	target := health.Target{Addr: r.addr, Healthy: assume, Exec: func(ctx context.Context, _ []string) (int, string, error) {
+		return c.exec(ctx, name, h.Timeout)
+	}}
+	index := r.index
+	c.work.Go(func() {
+		health.Run(ctx, check, target, func(res health.Result) {
+			c.box.post(func(now time.Time) {
+				if ctx.Err() == nil {
+					c.step(s, now, policy.Health{Index: index, Healthy: res.Healthy, Err: res.Err})
+				}
+			})
+		})
+	})
+}
+
+// exec runs the health command that the container was made with.
+func (c *Control) exec(ctx context.Context, name string, timeout time.Duration) (int, string, error) {
+	healthy, err := c.opt.Replicas.Probe(ctx, name, timeout)
+	if err != nil || healthy {
+		return 0, "", err
+	}
+	return 1, "", nil
+}
+
+func (r *replica) endProbe() {
+	if r.unprobe != nil {
+		r.unprobe()
+		r.unprobe = nil
+	}
+}
+
+func (r *replica) endWatch() {
+	if r.unwatch != nil {
+		r.unwatch()
+		r.unwatch = nil
+	}
+}

@@ -1,0 +1,134 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"sluice/cmd/internal/config"
+	"sluice/nft"
+	"sluice/podman"
+	"sluice/policy"
+)
+
+const (
+	listRetryMin = 200 * time.Millisecond
+	listRetryMax = 5 * time.Second
+)
+
+// adopt takes over what an earlier run left: table, replicas, flows. Until
+// Podman answers nothing is guessed; flows through the table go on meanwhile
+// and connections to sleeping services wait in their queues.
+func (c *Control) adopt(ctx context.Context) error {
+	var found []podman.Replica
+	for retry := listRetryMin; ; retry = min(2*retry, listRetryMax) {
+		var err error
+		if found, err = c.opt.Replicas.List(ctx); err == nil {
+			break
+		}
+		c.log.Error().Err(err).Dur("retry", retry).Msg("containers not listed, waiting for Podman")
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("adopt containers: %w", err)
+		case <-time.After(retry):
+		}
+	}
+	table := c.opt.Table.Services()
+	c.orphans(found, table)
+
+	for _, s := range c.services {
+		var left []policy.Replica
+		slots := map[string]bool{}
+		for _, ep := range s.endpoints {
+			have := table[ep]
+			if s.slots == nil {
+				s.slots = have.Slots
+			}
+			for _, a := range have.Slots {
+				slots[a.String()] = true
+			}
+		}
+		for _, p := range found {
+			if p.Service != s.name {
+				continue
+			}
+			r := policy.Replica{Index: p.Index, Hash: p.SpecHash, Started: p.StartedAt}
+			switch p.State {
+			case podman.Running:
+				r.Running = true
+			case podman.Initialized:
+				r.Prepared = true
+			}
+			if r.Running || r.Prepared {
+				c.know(s, p)
+			}
+			r.Mapped = addr(p).IsValid() && slots[addr(p).String()]
+			s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
+			left = append(left, r)
+		}
+		slices.SortFunc(left, func(a, b policy.Replica) int { return a.Index - b.Index })
+		c.step(s, time.Now(), policy.Adopt{Replicas: left})
+		if s.removed {
+			c.step(s, time.Now(), policy.Drain{})
+			if s.policy.Phase() == policy.Cold {
+				c.forget(s)
+			}
+		}
+	}
+	return nil
+}
+
+// orphans makes a draining service of whatever is left of one that is not
+// configured any more. Addresses in the table that belong to no container at
+// all are dropped with the first change.
+func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Service) {
+	known := map[nft.Endpoint]bool{}
+	for _, s := range c.services {
+		for _, ep := range s.endpoints {
+			known[ep] = true
+		}
+	}
+	for _, p := range found {
+		s := c.services[p.Service]
+		if s == nil {
+			s = newService(config.Service{
+				Name:      p.Service,
+				Container: &config.Container{Port: p.Port, StopTimeout: 10 * time.Second},
+				Scale:     config.Scale{Max: 1, Utilization: 1, StableWindow: time.Minute, PanicWindow: 6 * time.Second},
+				Start:     config.Start{Timeout: 30 * time.Second},
+				Health:    config.Health{Type: config.HealthNone},
+				Drain:     config.Drain{Timeout: time.Minute},
+			}, c.log)
+			s.removed = true
+			c.services[s.name] = s
+			s.log.Warn().Msg("not configured any more, draining what is left of it")
+		}
+		if !s.removed {
+			continue
+		}
+		for ep, sv := range table {
+			if !known[ep] && slices.Contains(sv.Slots, addr(p)) {
+				known[ep] = true
+				s.endpoints = append(s.endpoints, ep)
+			}
+		}
+	}
+	drop := change{endpoints: map[nft.Endpoint]*nft.Service{}}
+	for ep := range table {
+		if !known[ep] {
+			drop.endpoints[ep] = nil
+		}
+	}
+	if len(drop.endpoints) > 0 {
+		c.log.Warn().Int("addresses", len(drop.endpoints)).Msg("addresses of no configured service removed from the table")
+		c.app.apply(drop)
+	}
+}
+
+// forget drops a removed service that has come to rest.
+func (c *Control) forget(s *service) {
+	c.due.set(s, time.Time{})
+	delete(c.services, s.name)
+	s.log.Info().Msg("removed")
+}

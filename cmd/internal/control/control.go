@@ -1,0 +1,365 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"sluice/cmd/internal/accept"
+	"sluice/cmd/internal/config"
+	"sluice/conntrack"
+	"sluice/nft"
+	"sluice/podman"
+	"sluice/policy"
+)
+
+// Table is the kernel's table.
+type Table interface {
+	Services() map[nft.Endpoint]nft.Service
+	Apply(map[nft.Endpoint]*nft.Service) error
+}
+
+// Flows counts flows. Count may be stale or unknown; Live is the truth, and
+// expensive; Forget deletes what the kernel still tracks of a backend.
+type Flows interface {
+	Count(conntrack.Backend) (conntrack.Count, bool)
+	Live(backend netip.AddrPort, proto uint8) (int, error)
+	Forget(ctx context.Context, backend netip.AddrPort, proto uint8) (int, error)
+	Sync(context.Context) error
+}
+
+// Replicas makes containers.
+type Replicas interface {
+	List(context.Context) ([]podman.Replica, error)
+	Create(context.Context, podman.Spec, int) (podman.Replica, error)
+	Init(context.Context, string) (podman.Replica, error)
+	Start(context.Context, string) (podman.Replica, error)
+	Stop(context.Context, string, time.Duration) error
+	Remove(context.Context, string) error
+	Probe(context.Context, string, time.Duration) (bool, error)
+	Logs(context.Context, string, int) ([]string, error)
+	Exited(context.Context, podman.Replica) error
+	Watch(ctx context.Context, since time.Time, f func(podman.Event)) error
+}
+
+// Recorder is told what metrics are made of. All methods are cheap and safe
+// for concurrent use.
+type Recorder interface {
+	ColdStart(step string, took time.Duration)
+	Drained(took time.Duration, cut int)
+	Transaction(took time.Duration)
+	Decision(reason string)
+	Handover(result string)
+}
+
+// Options are the parts that a [Control] joins.
+type Options struct {
+	Config   *config.Config
+	Table    Table
+	Flows    Flows
+	Replicas Replicas
+	Accept   accept.Loop
+	Record   Recorder
+	Log      zerolog.Logger
+}
+
+// A Control runs the services of one host.
+type Control struct {
+	opt  Options
+	log  zerolog.Logger
+	box  *mailbox
+	app  *applier
+	hub  hub
+	ctx  context.Context // ends effects
+	work sync.WaitGroup  // effects
+	talk sync.WaitGroup  // relays
+
+	// Owned by the goroutine of Run.
+	services  map[string]*service
+	listeners map[uint64]*listener
+	due       deadlines
+	nextConn  uint64
+	nextID    uint64
+	stopping  bool
+
+	ready chan struct{} // closed when every service is adopted
+}
+
+// message is something that happened. It runs in the owner.
+type message func(now time.Time)
+
+// New returns a control that does nothing until [Control.Run].
+func New(o Options) *Control {
+	c := &Control{
+		opt: o, log: o.Log, box: newMailbox(),
+		services: map[string]*service{}, listeners: map[uint64]*listener{},
+		ready: make(chan struct{}),
+	}
+	c.app = newApplier(o.Table, o.Log)
+	c.app.took = o.Record.Transaction
+	c.app.mapped = func(name string, seq uint64, took time.Duration) {
+		c.event(name, policy.Mapped{Seq: seq})
+	}
+	return c
+}
+
+// Ready is closed when the daemon has adopted what it found and accepts
+// connections for every service.
+func (c *Control) Ready() <-chan struct{} { return c.ready }
+
+// event posts an event for a service; one that is gone meanwhile is dropped.
+func (c *Control) event(name string, ev policy.Event) {
+	c.box.post(func(now time.Time) {
+		if s := c.services[name]; s != nil {
+			c.step(s, now, ev)
+		}
+	})
+}
+
+// Deliver takes a connection from the accept loop.
+func (c *Control) Deliver(conn accept.Conn) {
+	at := time.Now()
+	c.box.post(func(now time.Time) { c.accepted(now, at, conn) })
+}
+
+// AcceptError takes an error of the accept loop, which goes on by itself.
+func (c *Control) AcceptError(id uint64, err error) {
+	c.box.post(func(time.Time) {
+		e := c.log.Warn().Err(err)
+		if l := c.listeners[id]; l != nil {
+			e = e.Str("service", l.service.name).Str("listen", l.endpoint.String())
+		}
+		e.Msg("accept failed, trying again")
+	})
+}
+
+// Zero takes the hint that a backend has lost its last flow.
+func (c *Control) Zero(b conntrack.Backend) {
+	c.box.post(func(now time.Time) {
+		for _, s := range c.services {
+			if r := s.byAddr(b.Backend); r != nil {
+				c.step(s, now, policy.Quiet{Index: r.index})
+			}
+		}
+	})
+}
+
+const (
+	loadEvery = time.Second
+	syncEvery = 30 * time.Second
+)
+
+// Run opens the listeners, adopts what an earlier run left and then runs the
+// services until ctx ends. It leaves table, containers and flows as they are;
+// relays in progress may go on until grace has passed.
+func (c *Control) Run(ctx context.Context, grace time.Duration) error {
+	effects, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	c.ctx = effects
+	defer c.close()
+	for _, cfg := range c.opt.Config.Services {
+		if err := c.open(cfg); err != nil {
+			return err
+		}
+	}
+	if err := c.adopt(ctx); err != nil {
+		return err
+	}
+	c.work.Go(func() { c.app.run(effects) })
+	c.work.Go(func() { c.watch(effects) })
+	close(c.ready)
+
+	load := time.NewTicker(loadEvery)
+	defer load.Stop()
+	dump := time.NewTicker(syncEvery)
+	defer dump.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var batch []message
+	for {
+		timer.Reset(c.due.next(time.Now(), time.Hour))
+		select {
+		case <-ctx.Done():
+			c.stopping = true
+			c.shutdown(grace)
+			return nil
+		case <-c.box.signal:
+			batch = c.box.take(batch[:0])
+			for _, m := range batch {
+				m(time.Now())
+			}
+			clear(batch)
+		case now := <-load.C:
+			c.loads(now)
+		case <-dump.C:
+			c.correct()
+		case <-timer.C:
+			c.ticks(time.Now())
+		}
+	}
+}
+
+// step steps a service and carries out what it asks for.
+func (c *Control) step(s *service, now time.Time, ev policy.Event) {
+	was := s.policy.Phase()
+	actions := s.policy.Step(now, ev)
+	for _, a := range actions {
+		c.do(s, now, a)
+	}
+	c.serve(s)
+	c.due.set(s, s.policy.Deadline())
+	if phase := s.policy.Phase(); phase != was {
+		s.log.Debug().Stringer("from", was).Stringer("to", phase).Msg("phase")
+		if phase == policy.Cold && s.removed {
+			c.forget(s)
+		}
+	}
+}
+
+func (c *Control) ticks(now time.Time) {
+	for len(c.due) > 0 && !c.due[0].due.After(now) {
+		s := c.due[0]
+		c.due.set(s, time.Time{})
+		c.step(s, now, policy.Tick{})
+	}
+}
+
+// loads tells every service that is not asleep what it carries. A sleeping
+// one costs nothing here.
+func (c *Control) loads(now time.Time) {
+	for _, s := range c.services {
+		if s.policy.Phase() != policy.Cold {
+			c.step(s, now, s.load(c.opt.Flows))
+		}
+	}
+}
+
+// correct lets a dump put the counts right.
+func (c *Control) correct() {
+	for _, s := range c.services {
+		if s.policy.Phase() != policy.Cold {
+			c.work.Go(func() {
+				if err := c.opt.Flows.Sync(c.ctx); err != nil && c.ctx.Err() == nil {
+					c.log.Warn().Err(err).Msg("flows not dumped")
+				}
+			})
+			return
+		}
+	}
+}
+
+// open makes a service and its listeners.
+func (c *Control) open(cfg config.Service) error {
+	s := newService(cfg, c.log)
+	for _, l := range cfg.Listen {
+		ep := nft.Endpoint{Addr: l.Addr, Proto: unix.IPPROTO_TCP, Port: l.Port}
+		ln, err := accept.Listen(netip.AddrPortFrom(l.Addr, l.Port), cfg.Start.Backlog)
+		if err != nil {
+			return fmt.Errorf("service %s: %w", s.name, err)
+		}
+		if n, err := ln.Backlog(); err == nil && n < cfg.Start.Backlog {
+			s.log.Warn().Int("backlog", cfg.Start.Backlog).Int("effective", n).
+				Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
+		}
+		c.nextID++
+		w := &listener{id: c.nextID, ln: ln, endpoint: ep, service: s}
+		s.listeners = append(s.listeners, w)
+		s.endpoints = append(s.endpoints, ep)
+		c.listeners[w.id] = w
+		if err := c.opt.Accept.Add(w.id, ln); err != nil {
+			return fmt.Errorf("service %s: accept on %s: %w", s.name, ep, err)
+		}
+		if !local(l.Addr) {
+			s.log.Warn().Stringer("listen", ep).
+				Msgf("address is on no interface of this host: nothing arrives until it is, as by 'ip addr add %s dev lo'",
+					netip.PrefixFrom(l.Addr, l.Addr.BitLen()))
+		}
+	}
+	c.services[s.name] = s
+	return nil
+}
+
+// close ends what Run has opened. Containers, table and flows stay.
+func (c *Control) close() {
+	for _, l := range c.listeners {
+		if err := c.opt.Accept.Remove(l.id); err != nil {
+			c.log.Debug().Err(err).Msg("listener not removed from the accept loop")
+		}
+	}
+	for _, l := range c.listeners {
+		if err := l.ln.Close(); err != nil {
+			c.log.Debug().Err(err).Msg("listener not closed")
+		}
+	}
+	for _, s := range c.services {
+		for _, h := range s.held {
+			c.reset(h.fd)
+		}
+	}
+}
+
+// reset ends a connection that nothing was read from.
+func (c *Control) reset(fd int) {
+	if err := accept.Reset(fd); err != nil {
+		c.log.Warn().Err(err).Msg("connection not reset")
+	}
+}
+
+// shutdown lets relays go on for a while, then ends every effect. A start or
+// stop in flight is let finish by Podman; the next run adopts its result.
+func (c *Control) shutdown(grace time.Duration) {
+	for _, l := range c.listeners {
+		if err := c.opt.Accept.Arm(l.id, accept.Off); err != nil {
+			c.log.Debug().Err(err).Msg("listener not disarmed")
+		}
+	}
+	done := make(chan struct{})
+	go func() { c.talk.Wait(); close(done) }()
+	select {
+	case <-done:
+	default:
+		n := 0
+		for _, s := range c.services {
+			n += s.relaying()
+		}
+		c.log.Info().Int("relays", n).Dur("grace", grace).Msg("stopping, waiting for relayed connections")
+		select {
+		case <-done:
+		case <-time.After(grace):
+			c.log.Warn().Msg("relayed connections cut")
+		}
+	}
+}
+
+// ErrUnknown says that a service is not configured.
+var ErrUnknown = errors.New("no such service")
+
+// Do runs f in the owner with the named service and waits for its answer.
+func (c *Control) Do(ctx context.Context, name string, ev policy.Event) error {
+	answer := make(chan error, 1)
+	c.box.post(func(now time.Time) {
+		s := c.services[name]
+		if s == nil {
+			answer <- fmt.Errorf("%w: %q", ErrUnknown, name)
+			return
+		}
+		if err := s.allows(ev); err != nil {
+			answer <- err
+			return
+		}
+		c.step(s, now, ev)
+		answer <- nil
+	})
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,137 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"sluice/podman"
+	"sluice/policy"
+)
+
+const refusedEvery = 10 * time.Second
+
+// note tells people what happens: log, event stream, metrics.
+func (c *Control) note(s *service, now time.Time, n policy.Note) {
+	level, text := zerolog.InfoLevel, ""
+	switch n.Kind {
+	case policy.NoteWaking:
+		text = fmt.Sprintf("waking, %d wanted", n.N)
+		c.opt.Record.Decision("wake")
+	case policy.NoteWarm:
+		c.warm(s, now)
+		return
+	case policy.NoteFailed:
+		level, text = zerolog.ErrorLevel, fmt.Sprintf("start failed, %d held connections reset, next attempt on a connection after %s", n.N, n.For)
+		s.wake = wake{}
+	case policy.NoteAsleep:
+		text = "asleep"
+		s.wake = wake{}
+		c.opt.Record.Decision("sleep")
+	case policy.NoteReady:
+		text = fmt.Sprintf("ready after %s", n.For.Round(100*time.Microsecond))
+	case policy.NoteUnhealthy:
+		level, text = zerolog.WarnLevel, "unhealthy, taken out"
+	case policy.NoteDied:
+		level, text = zerolog.WarnLevel, fmt.Sprintf("died with %d flows, taken out", n.N)
+	case policy.NoteRetry:
+		level, text = zerolog.WarnLevel, fmt.Sprintf("not started, next attempt in %s", n.For)
+		c.lastWords(s, n.Index)
+	case policy.NoteScale:
+		text = fmt.Sprintf("%d replicas wanted", n.N)
+		c.opt.Record.Decision("load")
+	case policy.NoteDrain:
+		text = fmt.Sprintf("draining, %d flows", n.N)
+		c.opt.Record.Decision("drain")
+	case policy.NoteUndrain:
+		text = "needed again, drain cancelled"
+		c.opt.Record.Decision("drain-cancel")
+	case policy.NoteDrained:
+		text = fmt.Sprintf("drained in %s", n.For.Round(time.Millisecond))
+		if n.N > 0 {
+			level, text = zerolog.WarnLevel, fmt.Sprintf("drain deadline of %s reached, %d flows cut", n.For.Round(time.Millisecond), n.N)
+		}
+		c.opt.Record.Drained(n.For, n.N)
+	case policy.NoteOutdated:
+		text = "made from another configuration, will be replaced"
+	case policy.NoteRefused:
+		s.refused++
+		if now.Sub(s.lastRef) < refusedEvery {
+			return
+		}
+		s.lastRef = now
+		level, text = zerolog.WarnLevel, fmt.Sprintf("%d connections reset: the last start has failed", s.refused)
+		s.refused = 0
+	case policy.NoteStopFail:
+		level, text = zerolog.WarnLevel, fmt.Sprintf("not removed, next attempt in %s", n.For)
+	}
+	c.say(s, now, level, n.Kind, n.Index, n.Err, text)
+}
+
+// say writes one line to the log and one event to whoever follows.
+func (c *Control) say(s *service, now time.Time, level zerolog.Level, kind policy.Kind, index int, err error, text string) {
+	e := s.log.WithLevel(level).Str("event", string(kind))
+	ev := Event{Time: now, Service: s.name, Event: string(kind), Text: text}
+	if index != 0 {
+		ev.Backend = podman.Name(s.name, index)
+		e = e.Str("backend", ev.Backend)
+	}
+	if err != nil {
+		ev.Error = err.Error()
+		e = e.Err(err)
+	}
+	e.Msg(text)
+	c.hub.publish(ev)
+}
+
+// warm reports the steps of a cold start: from the first connection, or from
+// the order to wake, to the backend's slots in the kernel.
+func (c *Control) warm(s *service, now time.Time) {
+	w := s.wake
+	s.wake = wake{}
+	if w.start.IsZero() || w.started.IsZero() || w.ready.IsZero() {
+		c.say(s, now, zerolog.InfoLevel, policy.NoteWarm, 0, nil, "awake")
+		return
+	}
+	begin := w.start
+	if !w.accepted.IsZero() && w.accepted.Before(begin) {
+		begin = w.accepted
+		c.opt.Record.ColdStart("accept", w.start.Sub(w.accepted))
+	}
+	steps := []struct {
+		name string
+		took time.Duration
+	}{
+		{"start", w.started.Sub(w.start)},
+		{"ready", w.ready.Sub(w.started)},
+		{"map", now.Sub(w.ready)},
+	}
+	text := fmt.Sprintf("awake after %s: accept %s", ms(now.Sub(begin)), ms(w.start.Sub(begin)))
+	for _, st := range steps {
+		c.opt.Record.ColdStart(st.name, st.took)
+		text += fmt.Sprintf(", %s %s", st.name, ms(st.took))
+	}
+	c.say(s, now, zerolog.InfoLevel, policy.NoteWarm, 0, nil, text)
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+
+// lastWords logs what a replica that did not start has printed.
+func (c *Control) lastWords(s *service, index int) {
+	if s.replicas[index] == nil {
+		return
+	}
+	name := podman.Name(s.name, index)
+	c.work.Go(func() {
+		lines, err := c.opt.Replicas.Logs(c.ctx, name, 5)
+		if err != nil || len(lines) == 0 {
+			if err != nil && !errors.Is(err, podman.ErrGone) {
+				s.log.Debug().Err(err).Str("backend", name).Msg("no container log")
+			}
+			return
+		}
+		s.log.Warn().Str("backend", name).Strs("lines", lines).Msg("last lines of the container")
+	})
+}

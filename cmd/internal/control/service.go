@@ -1,0 +1,256 @@
+package control
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"sluice/cmd/internal/accept"
+	"sluice/cmd/internal/config"
+	"sluice/conntrack"
+	"sluice/nft"
+	"sluice/podman"
+	"sluice/policy"
+)
+
+// listener is one address of a service.
+type listener struct {
+	id       uint64
+	ln       *accept.Listener
+	endpoint nft.Endpoint
+	service  *service
+}
+
+// held is an accepted connection that waits for a backend.
+type held struct {
+	fd       int
+	endpoint nft.Endpoint
+	at       time.Time
+}
+
+// replica is what control knows of a container.
+type replica struct {
+	index   int
+	name    string
+	id      string         // of the container; "" as long as addr is zero
+	addr    netip.AddrPort // zero until its start has returned
+	since   time.Time      // addr and id are known
+	relays  int            // relayed connections it carries
+	begun   uint64         // flows it was given, as last counted
+	unprobe func()         // ends its checks; nil: none run
+	unwatch func()         // ends the death watch; nil: none runs
+}
+
+// service is one service with its state machine and what it holds open. All
+// of it belongs to the owner.
+type service struct {
+	name      string
+	cfg       config.Service
+	spec      podman.Spec
+	policy    *policy.Service
+	log       zerolog.Logger
+	listeners []*listener
+	endpoints []nft.Endpoint // also those of a service without listeners
+	replicas  map[int]*replica
+	held      map[uint64]held
+	todo      []serving // what the step in progress asks to serve
+	removed   bool      // not configured any more: drain, then forget
+
+	slots   []netip.AddrPort // as asked for last
+	due     time.Time
+	wake    wake
+	counts  totals
+	lastRef time.Time // when a refused connection was last logged
+	refused int
+
+	heapIndex int
+}
+
+// totals are counters of a service's lifetime in this process.
+type totals struct {
+	tracked, relayed, handedOver uint64
+}
+
+// wake collects the times of a cold start.
+type wake struct {
+	accepted, start, started, ready, mapped time.Time
+}
+
+func newService(cfg config.Service, log zerolog.Logger) *service {
+	spec := podmanSpec(cfg)
+	s := &service{
+		name: cfg.Name, cfg: cfg, spec: spec, heapIndex: -1,
+		log:      log.With().Str("service", cfg.Name).Logger(),
+		replicas: map[int]*replica{}, held: map[uint64]held{},
+	}
+	s.policy = policy.New(policy.Spec{
+		Scaling: policy.Scaling{
+			Min: cfg.Scale.Min, Max: cfg.Scale.Max,
+			Flows: cfg.Scale.FlowsPerReplica, Rate: cfg.Scale.RatePerReplica,
+			Utilization: cfg.Scale.Utilization,
+			Stable:      cfg.Scale.StableWindow, Panic: cfg.Scale.PanicWindow,
+		},
+		Hash: spec.Hash(), Idle: cfg.Scale.Idle,
+		StartTimeout: cfg.Start.Timeout, DrainTimeout: cfg.Drain.Timeout,
+		Prepare: cfg.Scale.Sleep == config.SleepPrepared,
+	})
+	return s
+}
+
+func podmanSpec(cfg config.Service) podman.Spec {
+	k := cfg.Container
+	spec := podman.Spec{
+		Service: cfg.Name, Image: k.Image, Port: k.Port, Command: k.Command, Env: k.Env,
+		Network: k.Network, Memory: k.Memory, CPUs: k.CPUs, Pull: string(k.Pull), StopTimeout: k.StopTimeout,
+	}
+	if cfg.Health.Type == config.HealthExec {
+		spec.Health = cfg.Health.Command
+	}
+	for _, v := range k.Volumes {
+		spec.Volumes = append(spec.Volumes, v.String())
+	}
+	return spec
+}
+
+// replica returns the replica of an index, made if need be.
+func (s *service) replica(index int) *replica {
+	r := s.replicas[index]
+	if r == nil {
+		r = &replica{index: index, name: podman.Name(s.name, index)}
+		s.replicas[index] = r
+	}
+	return r
+}
+
+func (s *service) byAddr(a netip.AddrPort) *replica {
+	for _, r := range s.replicas {
+		if r.addr == a {
+			return r
+		}
+	}
+	return nil
+}
+
+func (s *service) relaying() (n int) {
+	for _, r := range s.replicas {
+		n += r.relays
+	}
+	return n
+}
+
+// load sums up what the service carries: what the kernel tracks and what the
+// daemon relays.
+func (s *service) load(flows Flows) policy.Load {
+	l := policy.Load{Known: true, Flows: map[int]int{}}
+	for _, r := range s.replicas {
+		l.Flows[r.index] = r.relays
+		if !r.addr.IsValid() {
+			continue
+		}
+		var begun uint64
+		for _, ep := range s.endpoints {
+			n, known := flows.Count(conntrack.Backend{
+				Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: r.addr, Proto: ep.Proto,
+			})
+			l.Known = l.Known && known
+			l.Flows[r.index] += n.Live
+			begun += n.New
+		}
+		if begun > r.begun { // less after the counts were made anew
+			s.counts.tracked += begun - r.begun
+		}
+		r.begun = begun
+	}
+	l.New = s.counts.tracked + s.counts.relayed
+	for _, w := range s.listeners {
+		n, err := w.ln.Queued()
+		if err != nil {
+			s.log.Debug().Err(err).Msg("accept queue not read")
+			continue
+		}
+		l.Queued += n
+	}
+	return l
+}
+
+// table says which slots the backends fill, on every address of the service.
+func (s *service) table(backends []int) change {
+	var addrs []netip.AddrPort
+	for _, i := range backends {
+		addrs = append(addrs, s.replica(i).addr)
+	}
+	var slots []netip.AddrPort
+	if n := len(addrs); n > 0 {
+		weights := make([]int, n)
+		for i := range weights {
+			weights[i] = 1
+		}
+		for _, i := range policy.Spread(weights, policy.SlotCount(n, nft.Classes())) {
+			slots = append(slots, addrs[i])
+		}
+	}
+	ch := change{service: s.name, endpoints: map[nft.Endpoint]*nft.Service{}}
+	for _, a := range s.slots {
+		ch.removes = ch.removes || !slices.Contains(addrs, a)
+	}
+	s.slots = slots
+	for _, ep := range s.endpoints {
+		if s.removed && len(slots) == 0 {
+			ch.endpoints[ep] = nil
+			continue
+		}
+		ch.endpoints[ep] = &nft.Service{Slots: slots}
+	}
+	return ch
+}
+
+// allows refuses orders that make no sense, in words for a person.
+func (s *service) allows(ev policy.Event) error {
+	switch ev := ev.(type) {
+	case policy.Scale:
+		if ev.N < 0 || ev.N > s.cfg.Scale.Max {
+			return fmt.Errorf("service %s: cannot scale to %d: scale.max is %d", s.name, ev.N, s.cfg.Scale.Max)
+		}
+	case policy.Drain:
+		if ev.Index != 0 && s.replicas[ev.Index] == nil {
+			return fmt.Errorf("service %s: no backend %s: 'sluice status %s' lists them",
+				s.name, podman.Name(s.name, ev.Index), s.name)
+		}
+	}
+	return nil
+}
+
+// local says whether an address is on an interface of this host.
+func local(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return true // cannot tell: say nothing
+	}
+	return slices.ContainsFunc(addrs, func(n net.Addr) bool {
+		p, ok := n.(*net.IPNet)
+		if !ok {
+			return false
+		}
+		ip, ok := netip.AddrFromSlice(p.IP)
+		return ok && ip.Unmap() == a
+	})
+}
+
+// Index returns N of a replica's name, sluice-SERVICE-N.
+func Index(service, name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, strings.TrimSuffix(podman.Name(service, 0), "0"))
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.Atoi(digits)
+	return n, err == nil && n > 0
+}

@@ -1,0 +1,108 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"sluice/podman"
+	"sluice/policy"
+)
+
+// Status is the answer of `sluice status -o json`.
+type Status struct {
+	Services []ServiceStatus `json:"services"`
+}
+
+// ServiceStatus is one service's part of [Status].
+type ServiceStatus struct {
+	Name       string          `json:"name"`
+	Listen     []string        `json:"listen"`
+	Phase      string          `json:"phase"`
+	Desired    int             `json:"desired"`
+	Ready      int             `json:"ready"`
+	Flows      int             `json:"flows"`
+	Held       int             `json:"held"`
+	Relayed    uint64          `json:"relayed"`
+	HandedOver uint64          `json:"handed_over"`
+	LastError  string          `json:"last_error"`
+	Backends   []BackendStatus `json:"backends"`
+
+	Relaying   int    `json:"relaying"`    // relayed connections open now
+	FlowsTotal uint64 `json:"flows_total"` // since the daemon started
+}
+
+// BackendStatus is one backend's part of [ServiceStatus].
+type BackendStatus struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	State   string `json:"state"`
+	Flows   int    `json:"flows"`
+	Weight  int    `json:"weight"`
+}
+
+// weight is that of every container replica.
+const weight = 100
+
+// Status tells how all services are, or the named ones.
+func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
+	type answer struct {
+		st  Status
+		err error
+	}
+	ch := make(chan answer, 1)
+	c.box.post(func(time.Time) {
+		var a answer
+		for _, n := range names {
+			if c.services[n] == nil {
+				ch <- answer{err: fmt.Errorf("%w: %q", ErrUnknown, n)}
+				return
+			}
+		}
+		a.st.Services = []ServiceStatus{}
+		for _, s := range c.services {
+			if len(names) == 0 || slices.Contains(names, s.name) {
+				a.st.Services = append(a.st.Services, c.status(s))
+			}
+		}
+		slices.SortFunc(a.st.Services, func(x, y ServiceStatus) int { return strings.Compare(x.Name, y.Name) })
+		ch <- a
+	})
+	select {
+	case a := <-ch:
+		return a.st, a.err
+	case <-ctx.Done():
+		return Status{}, fmt.Errorf("status: %w", ctx.Err())
+	}
+}
+
+func (c *Control) status(s *service) ServiceStatus {
+	v := s.policy.View()
+	st := ServiceStatus{
+		Name: s.name, Phase: v.Phase.String(), Desired: v.Desired, Ready: v.Ready, Held: v.Held,
+		Relayed: s.counts.relayed, HandedOver: s.counts.handedOver, Relaying: s.relaying(),
+		Listen: []string{}, Backends: []BackendStatus{},
+	}
+	for _, ep := range s.endpoints {
+		st.Listen = append(st.Listen, ep.String())
+	}
+	if v.Err != nil {
+		st.LastError = v.Err.Error()
+	}
+	load := s.load(c.opt.Flows)
+	st.FlowsTotal = load.New
+	for _, b := range v.Backends {
+		bs := BackendStatus{Name: podman.Name(s.name, b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: weight}
+		if r := s.replicas[b.Index]; r != nil && r.addr.IsValid() {
+			bs.Address = r.addr.String()
+		}
+		if b.State != policy.Ready {
+			bs.Weight = 0
+		}
+		st.Flows += bs.Flows
+		st.Backends = append(st.Backends, bs)
+	}
+	return st
+}

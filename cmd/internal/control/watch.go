@@ -1,0 +1,78 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"sluice/podman"
+	"sluice/policy"
+)
+
+// watch follows Podman's events, the second source after the processes
+// themselves, and lists the containers anew whenever the stream has broken.
+func (c *Control) watch(ctx context.Context) {
+	const retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
+	retry, lost, since := retryMin, false, time.Now()
+	for ctx.Err() == nil {
+		if lost {
+			asked := time.Now()
+			since = asked
+			found, err := c.opt.Replicas.List(ctx)
+			if err == nil {
+				c.log.Info().Msg("podman is back")
+				lost, retry = false, retryMin
+				c.box.post(func(now time.Time) { c.reconcile(now, asked, found) })
+			}
+		}
+		var err error
+		if !lost {
+			err = c.opt.Replicas.Watch(ctx, since, func(ev podman.Event) {
+				if ev.Action == podman.OnDeath || ev.Action == podman.OnRemove {
+					c.box.post(func(now time.Time) { c.ended(now, ev) })
+				}
+			})
+			if ctx.Err() != nil {
+				return
+			}
+			lost = true
+			c.log.Warn().Err(err).Msg("podman's events have ended, flows go on, trying again")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retry):
+			retry = min(2*retry, retryMax)
+		}
+	}
+}
+
+// ended takes the end of a container from Podman's events.
+func (c *Control) ended(now time.Time, ev podman.Event) {
+	s := c.services[ev.Service]
+	if s == nil || s.replicas[ev.Index] == nil || !s.replicas[ev.Index].addr.IsValid() {
+		return
+	}
+	if id := s.replicas[ev.Index].id; id != "" && id != ev.ID {
+		return // of an earlier container of that name
+	}
+	c.step(s, now, policy.Died{Index: ev.Index, Detail: fmt.Sprintf("podman says %s, exit code %d", ev.Action, ev.ExitCode)})
+}
+
+// reconcile compares what ran when Podman was asked with what should have,
+// after events were lost.
+func (c *Control) reconcile(now, asked time.Time, found []podman.Replica) {
+	running := map[string]string{}
+	for _, p := range found {
+		if p.State == podman.Running || p.State == podman.Initialized {
+			running[p.Name] = p.ID
+		}
+	}
+	for _, s := range c.services {
+		for _, r := range s.replicas {
+			if r.id != "" && r.since.Before(asked) && running[r.name] != r.id {
+				c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s does not run any more", r.name)})
+			}
+		}
+	}
+}

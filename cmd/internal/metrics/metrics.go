@@ -1,0 +1,159 @@
+// Package metrics exports what the daemon knows to Prometheus. Names are part
+// of the contract: they are added to and never changed.
+package metrics
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"sluice/cmd/internal/control"
+	"sluice/policy"
+)
+
+// Recorder holds the metrics that are counted as things happen.
+type Recorder struct {
+	coldStart   *prometheus.HistogramVec
+	drain       prometheus.Histogram
+	cut         prometheus.Counter
+	transaction prometheus.Histogram
+	decisions   *prometheus.CounterVec
+	handovers   *prometheus.CounterVec
+	registry    *prometheus.Registry
+}
+
+// New returns a recorder that exports to a registry of its own.
+func New(version, goVersion string) *Recorder {
+	r := &Recorder{
+		coldStart: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sluice_cold_start_seconds", Help: "Time of each step from the first connection to a backend.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18),
+		}, []string{"step"}),
+		drain: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sluice_drain_seconds", Help: "Time from the decision to drain a backend to its end.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 2, 16),
+		}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_drain_cut_total", Help: "Flows that were cut because a drain deadline had passed.",
+		}),
+		transaction: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sluice_nft_transaction_seconds", Help: "Time of one transaction on the kernel's table.",
+			Buckets: prometheus.ExponentialBuckets(0.00005, 2, 16),
+		}),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_scale_decisions_total", Help: "Changes of the number of replicas, by reason.",
+		}, []string{"reason"}),
+		handovers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_handovers_total", Help: "Held connections given to a backend, by how.",
+		}, []string{"result"}),
+		registry: prometheus.NewRegistry(),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sluice_build_info", Help: "Always 1; the labels tell what runs.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": goVersion},
+	})
+	build.Set(1)
+	r.registry.MustRegister(r.coldStart, r.drain, r.cut, r.transaction, r.decisions, r.handovers, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// Registry is where all metrics are gathered from.
+func (r *Recorder) Registry() *prometheus.Registry { return r.registry }
+
+// ColdStart records one step of a cold start.
+func (r *Recorder) ColdStart(step string, took time.Duration) {
+	r.coldStart.WithLabelValues(step).Observe(took.Seconds())
+}
+
+// Drained records the end of a drain.
+func (r *Recorder) Drained(took time.Duration, cut int) {
+	r.drain.Observe(took.Seconds())
+	r.cut.Add(float64(cut))
+}
+
+// Transaction records one transaction on the table.
+func (r *Recorder) Transaction(took time.Duration) { r.transaction.Observe(took.Seconds()) }
+
+// Decision records a change of the number of replicas.
+func (r *Recorder) Decision(reason string) { r.decisions.WithLabelValues(reason).Inc() }
+
+// Handover records how a held connection was given to a backend.
+func (r *Recorder) Handover(result string) { r.handovers.WithLabelValues(result).Inc() }
+
+// Source tells the state of all services.
+type Source interface {
+	Status(ctx context.Context, services ...string) (control.Status, error)
+}
+
+const gatherTimeout = 5 * time.Second
+
+// Watch exports the state of all services, read anew for each scrape, and the
+// number of resyncs.
+func (r *Recorder) Watch(src Source, resyncs func() uint64) {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, append([]string{"service"}, labels...), nil)
+	}
+	r.registry.MustRegister(&state{
+		src: src, resyncs: resyncs,
+		phase:      desc("sluice_service_phase", "1 for the phase that the service is in, 0 for the others.", "phase"),
+		backends:   desc("sluice_backends", "Backends of the service by state.", "state"),
+		flows:      desc("sluice_flows", "Live flows of the service, relayed ones too."),
+		flowsTotal: desc("sluice_flows_total", "Flows given to the service since the daemon started."),
+		held:       desc("sluice_held", "Accepted connections that wait for a backend."),
+		relays:     desc("sluice_relays_active", "Connections that the daemon relays."),
+		resync: prometheus.NewDesc("sluice_conntrack_resyncs_total",
+			"Times the flows had to be counted anew because events were lost.", nil, nil),
+	})
+}
+
+type state struct {
+	src     Source
+	resyncs func() uint64
+
+	phase, backends, flows, flowsTotal, held, relays, resync *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (s *state) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{s.phase, s.backends, s.flows, s.flowsTotal, s.held, s.relays, s.resync} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *state) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), gatherTimeout)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	ch <- prometheus.MustNewConstMetric(s.resync, prometheus.CounterValue, float64(s.resyncs()))
+	st, err := s.src.Status(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(s.phase, err)
+		return
+	}
+	for _, sv := range st.Services {
+		for _, p := range policy.Phases() {
+			v := 0.0
+			if sv.Phase == p.String() {
+				v = 1
+			}
+			gauge(s.phase, v, sv.Name, p.String())
+		}
+		count := map[string]int{}
+		for _, b := range sv.Backends {
+			count[b.State]++
+		}
+		for _, bs := range policy.States() {
+			gauge(s.backends, float64(count[bs.String()]), sv.Name, bs.String())
+		}
+		gauge(s.flows, float64(sv.Flows), sv.Name)
+		gauge(s.held, float64(sv.Held), sv.Name)
+		gauge(s.relays, float64(sv.Relaying), sv.Name)
+		ch <- prometheus.MustNewConstMetric(s.flowsTotal, prometheus.CounterValue, float64(sv.FlowsTotal), sv.Name)
+	}
+}

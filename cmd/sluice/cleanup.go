@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"sluice/cmd/internal/config"
+	"sluice/conntrack"
+	"sluice/nft"
+	"sluice/podman"
+)
+
+func cleanupCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "cleanup",
+		Usage: "remove the table and, with --containers, the replicas; needs neither daemon nor configuration",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "containers", Usage: "stop and remove all replicas too"},
+			&cli.StringFlag{Name: "podman", Usage: "`URI` of Podman (default: daemon.podman of the configuration)"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			uri := c.String("podman")
+			if uri == "" {
+				uri = podman.DefaultURI
+				if cfg, err := config.Load(c.String("config")); err == nil {
+					uri = cfg.Daemon.Podman
+				}
+			}
+			if _, err := client(c).Status(c.Context); err == nil {
+				return errors.New("cleanup: the daemon is running and would put everything back: stop it first")
+			}
+			return cleanup(c.Context, uri, c.Bool("containers"))
+		},
+	}
+}
+
+const cleanupTimeout = time.Minute
+
+// cleanup removes what sluice has left on the host: first the table, so that
+// nothing new reaches a replica, then the replicas and their flows.
+func cleanup(ctx context.Context, uri string, containers bool) error {
+	if err := nft.Remove(nft.Options{}); err != nil {
+		return fmt.Errorf("remove table: %w", err)
+	}
+	if !containers {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	pod, err := podman.Open(ctx, uri, podman.Options{})
+	if err != nil {
+		return fmt.Errorf("remove containers: %w", err)
+	}
+	defer pod.Close()
+	replicas, err := pod.List(ctx)
+	if err != nil {
+		return fmt.Errorf("remove containers: %w", err)
+	}
+	ct, err := conntrack.Open(nft.CTMark, nft.CTMask)
+	if err != nil {
+		return fmt.Errorf("remove flows: %w", err)
+	}
+	defer ct.Close()
+	var g errgroup.Group
+	for _, r := range replicas {
+		g.Go(func() error {
+			if err := pod.Stop(ctx, r.Name, 10*time.Second); err != nil && !errors.Is(err, podman.ErrGone) {
+				return fmt.Errorf("stop %s: %w", r.Name, err)
+			}
+			if err := pod.Remove(ctx, r.Name); err != nil {
+				return fmt.Errorf("remove %s: %w", r.Name, err)
+			}
+			for _, a := range []netip.Addr{r.Addr4, r.Addr6} {
+				if !a.IsValid() {
+					continue
+				}
+				if _, err := ct.DeleteBackend(ctx, netip.AddrPortFrom(a, r.Port), unix.IPPROTO_TCP); err != nil {
+					return fmt.Errorf("remove flows of %s: %w", r.Name, err)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}

@@ -1,0 +1,124 @@
+// Sluice lets Podman services sleep until someone connects, and then gets out
+// of the way. This command is the daemon (sluice run) and its remote control.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"sluice/cmd/internal/admin"
+	"sluice/cmd/internal/config"
+)
+
+// Exit codes, part of the contract.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+const (
+	defaultConfig = "/etc/sluice/sluice.toml"
+	defaultAdmin  = "/run/sluice/admin.sock"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := run(ctx, os.Args, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// usageError is an error of the caller's: exit code 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// run is the whole command, for tests too.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	app := newApp(stdout, stderr)
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return 0
+	}
+	prefix := ""
+	if _, ok := errorAs[config.Errors](err); !ok {
+		prefix = "sluice: "
+	}
+	fmt.Fprintf(stderr, "%s%s\n", prefix, strings.TrimRight(err.Error(), "\n"))
+	if _, ok := errorAs[config.Errors](err); ok {
+		return exitUsage
+	}
+	if _, ok := errorAs[usageError](err); ok {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func errorAs[T error](err error) (t T, ok bool) {
+	ok = errors.As(err, &t)
+	return t, ok
+}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	usage := func(c *cli.Context, err error, _ bool) error {
+		return usageError{fmt.Errorf("%w: see '%s --help'", err, c.App.HelpName)}
+	}
+	app := &cli.App{
+		Name:            "sluice",
+		Usage:           "let Podman services sleep until someone connects",
+		HideVersion:     true,
+		HideHelpCommand: true,
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		ExitErrHandler:  func(*cli.Context, error) {}, // run prints and decides the code
+		OnUsageError:    usage,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Value: defaultConfig, Usage: "configuration `FILE`; conf.d/*.toml beside it is read too", EnvVars: []string{"SLUICE_CONFIG"}},
+			&cli.StringFlag{Name: "admin", Usage: "admin `SOCKET` of the daemon (default: daemon.admin of the configuration)", EnvVars: []string{"SLUICE_ADMIN"}},
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usageError{fmt.Errorf("no command %q: 'sluice --help' lists them", c.Args().First())}
+			}
+			return cli.ShowAppHelp(c)
+		},
+		Commands: []*cli.Command{
+			runCommand(), checkCommand(), statusCommand(), eventsCommand(),
+			scaleCommand(), wakeCommand(), drainCommand(), cleanupCommand(), versionCommand(),
+		},
+	}
+	for _, c := range app.Commands {
+		c.OnUsageError = usage
+		c.HideHelpCommand = true
+	}
+	return app
+}
+
+// arguments checks how many arguments a command was given.
+func arguments(c *cli.Context, least, most int) error {
+	if n := c.NArg(); n < least || n > most {
+		return usageError{fmt.Errorf("usage: sluice %s %s", c.Command.Name, c.Command.ArgsUsage)}
+	}
+	return nil
+}
+
+// client returns a client of the daemon: at --admin, else where the
+// configuration says, else at the default.
+func client(c *cli.Context) *admin.Client {
+	path := c.String("admin")
+	if path == "" {
+		path = defaultAdmin
+		if cfg, err := config.Load(c.String("config")); err == nil {
+			path = cfg.Daemon.Admin
+		}
+	}
+	return admin.Dial(path)
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"sluice/cmd/internal/accept"
+	"sluice/cmd/internal/admin"
+	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/control"
+	"sluice/cmd/internal/metrics"
+	"sluice/conntrack"
+	"sluice/nft"
+	"sluice/podman"
+)
+
+func runCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "run",
+		Usage: "run the daemon",
+		Description: "Runs until SIGTERM or SIGINT. Flows, table and containers outlive it:\n" +
+			"the next run adopts them. 'sluice cleanup' removes them.",
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			cfg, err := config.Load(c.String("config"))
+			if err != nil {
+				return err
+			}
+			if a := c.String("admin"); a != "" {
+				cfg.Daemon.Admin = a
+			}
+			if os.Geteuid() != 0 {
+				return fmt.Errorf("run: root is needed to change nftables and conntrack")
+			}
+			return daemon(c.Context, cfg, c.App.ErrWriter)
+		},
+	}
+}
+
+// relayGrace is how long relayed connections may go on after SIGTERM. Flows
+// that the kernel carries need no grace.
+const relayGrace = 10 * time.Second
+
+// daemon runs sluice until ctx ends.
+func daemon(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
+	log := logger(cfg.Daemon, stderr)
+	log.Info().Str("version", buildVersion()).Int("services", len(cfg.Services)).Msg("sluice starts")
+
+	adminLn, err := admin.Listen(cfg.Daemon.Admin)
+	if err != nil {
+		return err
+	}
+	defer adminLn.Close()
+	var metricsLn net.Listener
+	if cfg.Daemon.Metrics != "" {
+		if metricsLn, err = net.Listen("tcp", cfg.Daemon.Metrics); err != nil {
+			return fmt.Errorf("daemon.metrics: %w: set another address, or \"\" for none", err)
+		}
+		defer metricsLn.Close()
+	}
+
+	changes, err := conntrack.Tune()
+	if err != nil {
+		return fmt.Errorf("conntrack settings: %w", err)
+	}
+	for _, ch := range changes {
+		log.Info().Stringer("change", ch).Msg("setting changed")
+	}
+	table, err := nft.Open(nft.Options{})
+	if err != nil {
+		return fmt.Errorf("table inet sluice: %w", err)
+	}
+	defer table.Close()
+	ct, err := conntrack.Open(nft.CTMark, nft.CTMask)
+	if err != nil {
+		return fmt.Errorf("conntrack: %w", err)
+	}
+	defer ct.Close()
+
+	record := metrics.New(buildVersion(), runtime.Version())
+	var ctl *control.Control
+	started := make(chan struct{}) // ctl is set
+	watcher, err := conntrack.Watch(ctx, conntrack.Options{
+		Mark: nft.CTMark, Mask: nft.CTMask,
+		Zero: func(b conntrack.Backend) { <-started; ctl.Zero(b) },
+		Resync: func(reason error) {
+			log.Warn().Err(reason).Msg("flows are counted anew")
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("conntrack events: %w", err)
+	}
+	defer watcher.Close()
+	pod, err := podman.Open(ctx, cfg.Daemon.Podman, podman.Options{Warn: func(err error) {
+		log.Warn().Err(err).Msg("podman")
+	}})
+	if err != nil {
+		return fmt.Errorf("podman: %w", err)
+	}
+	defer pod.Close()
+	loop, err := accept.Open(accept.Config{
+		Deliver: func(conn accept.Conn) { <-started; ctl.Deliver(conn) },
+		Error:   func(id uint64, err error) { <-started; ctl.AcceptError(id, err) },
+		Fallback: func(why error) {
+			log.Warn().Err(why).Msg("accepting with epoll: io_uring cannot be used here")
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("accept loop: %w", err)
+	}
+	defer loop.Close()
+	log.Info().Str("accept", loop.Name()).Msg("accept loop")
+
+	ctl = control.New(control.Options{
+		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
+		Accept: loop, Record: record, Log: log,
+	})
+	close(started)
+	record.Watch(ctl, watcher.Resyncs)
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ctl.Run(gctx, relayGrace) })
+	g.Go(func() error { return admin.Serve(gctx, adminLn, admin.Handler(ctl)) })
+	if metricsLn != nil {
+		g.Go(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl)) })
+	}
+	g.Go(func() error { return guard(gctx, table, log) })
+	g.Go(func() error {
+		select {
+		case <-ctl.Ready():
+			log.Info().Msg("ready")
+		case <-gctx.Done():
+		}
+		return nil
+	})
+	err = g.Wait()
+	log.Info().Msg("sluice has stopped; table, containers and flows go on")
+	return err
+}
+
+// flows joins the watcher's counts with the dumps and deletions of a
+// connection of its own.
+type flows struct {
+	*conntrack.Watcher
+	conn *conntrack.Conn
+}
+
+func (f flows) Live(backend netip.AddrPort, proto uint8) (int, error) {
+	return f.conn.Live(backend, proto)
+}
+
+func (f flows) Forget(ctx context.Context, backend netip.AddrPort, proto uint8) (int, error) {
+	return f.conn.DeleteBackend(ctx, backend, proto)
+}
+
+func metricsHandler(r *metrics.Recorder, ctl *control.Control) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r.Registry(), promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, req *http.Request) {
+		ctx, cancel := context.WithTimeout(req.Context(), time.Second)
+		defer cancel()
+		if _, err := ctl.Status(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-ctl.Ready():
+			fmt.Fprintln(w, "ok")
+		default:
+			http.Error(w, "containers are not adopted yet", http.StatusServiceUnavailable)
+		}
+	})
+	return mux
+}
+
+// guard puts the table right whenever someone else has changed it.
+func guard(ctx context.Context, table *nft.Table, log zerolog.Logger) error {
+	return table.Watch(ctx, func() {
+		changed, err := table.Restore()
+		switch {
+		case err != nil:
+			log.Error().Err(err).Msg("table inet sluice was changed by others and could not be put right")
+		case changed:
+			log.Warn().Msg("table inet sluice was changed by others and is put right")
+		}
+	})
+}
+
+// logger writes for a person on a terminal and for a machine elsewhere.
+func logger(d config.Daemon, w io.Writer) zerolog.Logger {
+	format := d.LogFormat
+	if format == config.LogAuto {
+		format = config.LogJSON
+		if f, ok := w.(*os.File); ok {
+			if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+				format = config.LogConsole
+			}
+		}
+	}
+	if format == config.LogConsole {
+		w = zerolog.ConsoleWriter{Out: w, TimeFormat: "15:04:05.000", NoColor: os.Getenv("NO_COLOR") != ""}
+	}
+	level, err := zerolog.ParseLevel(string(d.LogLevel))
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	zerolog.TimeFieldFormat = time.RFC3339Nano
+	zerolog.DurationFieldUnit = time.Millisecond
+	return zerolog.New(w).Level(level).With().Timestamp().Logger()
+}

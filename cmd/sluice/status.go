@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"sluice/cmd/internal/control"
+)
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name: "status", Usage: "show services and backends", ArgsUsage: "[SERVICE]",
+		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"}},
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 1); err != nil {
+				return err
+			}
+			out := c.String("output")
+			if out != "table" && out != "json" {
+				return usageError{fmt.Errorf("status: no output %q: table or json", out)}
+			}
+			st, err := client(c).Status(c.Context, c.Args().Slice()...)
+			if err != nil {
+				return err
+			}
+			if out == "json" {
+				enc := json.NewEncoder(c.App.Writer)
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			return statusTable(c.App.Writer, st)
+		},
+	}
+}
+
+func statusTable(w io.Writer, st control.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SERVICE\tLISTEN\tPHASE\tREADY\tFLOWS\tHELD\tRELAYED\tHANDED OVER")
+	for _, s := range st.Services {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d/%d\t%d\t%d\t%d\t%d\n", s.Name, strings.Join(s.Listen, " "), s.Phase,
+			s.Ready, s.Desired, s.Flows, s.Held, s.Relayed, s.HandedOver)
+		for _, b := range s.Backends {
+			fmt.Fprintf(t, "  %s\t%s\t%s\t\t%d\t\t\t\n", b.Name, b.Address, b.State, b.Flows)
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, s := range st.Services {
+		if s.LastError != "" {
+			if _, err := fmt.Fprintf(w, "%s: %s\n", s.Name, s.LastError); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func eventsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "events", Usage: "follow what happens",
+		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"}},
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			out := c.String("output")
+			if out != "table" && out != "json" {
+				return usageError{fmt.Errorf("events: no output %q: table or json", out)}
+			}
+			return client(c).Follow(c.Context, func(ev control.Event) error {
+				if out == "json" {
+					return json.NewEncoder(c.App.Writer).Encode(ev)
+				}
+				name := ev.Service
+				if ev.Backend != "" {
+					name = ev.Backend
+				}
+				text := ev.Text
+				if ev.Error != "" {
+					text += ": " + ev.Error
+				}
+				_, err := fmt.Fprintf(c.App.Writer, "%s  %-20s %-14s %s\n", ev.Time.Format(time.StampMilli), name, ev.Event, text)
+				return err
+			})
+		},
+	}
+}
