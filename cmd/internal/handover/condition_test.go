@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,15 +14,15 @@ import (
 // condition is a row of the table in the package documentation.
 type condition struct {
 	name    string
-	setup   func(t *testing.T, l *lab)                 // before anything listens
-	listen  []func(fd int) error                       // options of the held listener
-	backend []func(fd int) error                       // options of the backend's listener
-	client  []func(fd int) error                       // options of the client
-	dialer  func(*net.Dialer)                          //
-	from    func(l *lab) *testenv.NS                   // the client's place, if not the client's namespace
-	to      func(l *lab) netip.Addr                    // the backend's address, if not the backend's
-	before  int                                        // bytes the client sends while held
-	act     func(t *testing.T, c *net.TCPConn, h Held) // before the handover
+	setup   func(t *testing.T, l *lab) // before anything listens
+	listen  []func(fd int) error       // options of the held listener
+	backend []func(fd int) error       // options of the backend's listener
+	client  []func(fd int) error       // options of the client
+	dialer  func(*net.Dialer)
+	from    func(l *lab) *testenv.NS                        // the client's place, if not the client's namespace
+	to      func(l *lab, service netip.AddrPort) netip.Addr // the backend's address, if not the lab's
+	before  int                                             // bytes the client sends while held
+	act     func(t *testing.T, c *net.TCPConn, h Held)      // before the handover
 	want    Reason
 	unread  bool // the conversation is not checked
 }
@@ -147,7 +146,12 @@ func conditions() []condition {
 		{name: "client on the host", from: func(l *lab) *testenv.NS { return l.Host }, listen: clamp(1400), before: 5000, want: Done},
 		{name: "client on the host, told of large segments", from: func(l *lab) *testenv.NS { return l.Host }, before: 5000, want: Options},
 		{name: "client behind the bridge", from: func(l *lab) *testenv.NS { return l.net.Backends[1].NS }, before: 100, want: Hairpin},
-		{name: "backend on the host", to: func(l *lab) netip.Addr { return l.HostAddr4 }, before: 100, want: Loopback, unread: true},
+		{name: "backend on the host", to: func(l *lab, service netip.AddrPort) netip.Addr {
+			if service.Addr().Is4() {
+				return l.HostAddr4
+			}
+			return l.HostAddr6
+		}, before: 100, want: Loopback, unread: true},
 		{name: "backend refuses", setup: func(t *testing.T, l *lab) {
 			l.backend.RunInput(t, "table inet r { chain in { type filter hook input priority 0; tcp dport 8080 tcp flags syn reject with tcp reset; }; }", "nft", "-f", "-")
 		}, before: 100, want: Refused, unread: true},
@@ -168,12 +172,17 @@ func waitState(t testing.TB, h Held, state uint8) {
 func TestConditions(t *testing.T) {
 	t.Parallel()
 	for _, c := range conditions() {
-		for _, service := range []netip.AddrPort{service4, service6} {
-			t.Run(fmt.Sprintf("%s/%s", c.name, family(service)), func(t *testing.T) {
-				t.Parallel()
-				c.run(t, service)
-			})
-		}
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			if c.setup != nil {
+				c.setup(t, l)
+			}
+			l.serve(t, greet, c.backend...)
+			for _, service := range []netip.AddrPort{service4, service6} {
+				t.Run(family(service), func(t *testing.T) { c.run(t, l, service) })
+			}
+		})
 	}
 }
 
@@ -184,15 +193,10 @@ func family(a netip.AddrPort) string {
 	return "6"
 }
 
-func (cond *condition) run(t *testing.T, service netip.AddrPort) {
-	l := newLab(t)
-	if cond.setup != nil {
-		cond.setup(t, l)
-	}
-	l.serve(t, greet, cond.backend...)
+func (cond *condition) run(t *testing.T, l *lab, service netip.AddrPort) {
 	h := l.hold(t, service, cond.listen...)
 	if cond.to != nil {
-		h.backend = netip.AddrPortFrom(cond.to(l), 8080)
+		h.backend = netip.AddrPortFrom(cond.to(l, service), 8080)
 	}
 	from := l.Client
 	if cond.from != nil {
@@ -213,6 +217,7 @@ func (cond *condition) run(t *testing.T, service netip.AddrPort) {
 	if cond.act != nil {
 		cond.act(t, c, held)
 	}
+	l.warm(t, service)
 	r := l.handover(l.porter, held)[0]
 	if r.Reason != cond.want {
 		t.Fatalf("got %q %v, want %q", r.Reason, r.Err, cond.want)
@@ -239,12 +244,10 @@ func (cond *condition) run(t *testing.T, service netip.AddrPort) {
 	if cond.unread {
 		return
 	}
-	if cond.name == "client closed its side" {
+	if cond.want == HalfClosed {
 		after = nil
 	}
 	if err := finish(c, who, before, after); err != nil {
 		t.Error(err)
 	}
 }
-
-var _ = time.Second

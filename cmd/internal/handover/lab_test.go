@@ -56,16 +56,34 @@ func newLab(t testing.TB) *lab {
 			t.Error(err)
 		}
 	})
-	// Cold services: only these have timestamps taken from their SYNs.
-	cold := make(map[nft.Endpoint]*nft.Service)
-	for _, a := range []netip.AddrPort{service4, service6} {
-		cold[nft.Endpoint{Addr: a.Addr(), Proto: unix.IPPROTO_TCP, Port: a.Port()}] = &nft.Service{}
-	}
-	if err := l.table.Apply(cold); err != nil {
-		t.Fatal(err)
-	}
+	l.cold(t, service4)
+	l.cold(t, service6)
 	l.porter = l.open(t, l.table, l.tracker)
 	return l
+}
+
+// cold sends new flows to this host. Only then timestamps are taken from SYNs.
+func (l *lab) cold(t testing.TB, service netip.AddrPort) { l.apply(t, service, nft.Service{}) }
+
+// warm sends new flows to the backend, as it is when connections are handed over.
+func (l *lab) warm(t testing.TB, service netip.AddrPort) {
+	l.apply(t, service, nft.Service{Slots: []netip.AddrPort{l.address(service)}})
+}
+
+func (l *lab) apply(t testing.TB, service netip.AddrPort, s nft.Service) {
+	t.Helper()
+	at := nft.Endpoint{Addr: service.Addr(), Proto: unix.IPPROTO_TCP, Port: service.Port()}
+	if err := l.table.Apply(map[nft.Endpoint]*nft.Service{at: &s}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// address is where the backend serves a service.
+func (l *lab) address(service netip.AddrPort) netip.AddrPort {
+	if service.Addr().Is4() {
+		return netip.AddrPortFrom(l.backend.Addr4, 8080)
+	}
+	return netip.AddrPortFrom(l.backend.Addr6, 8080)
 }
 
 func (l *lab) open(t testing.TB, f Freezer, tr Tracker) *Porter {
@@ -106,13 +124,9 @@ type holder struct {
 
 func (l *lab) hold(t testing.TB, service netip.AddrPort, set ...func(fd int) error) *holder {
 	t.Helper()
-	be := l.backend.Addr4
-	if service.Addr().Is6() {
-		be = l.backend.Addr6
-	}
 	return &holder{
 		t: t, l: listen(t, l.Host, service, set...),
-		service: service, backend: netip.AddrPortFrom(be, 8080),
+		service: service, backend: l.address(service),
 	}
 }
 

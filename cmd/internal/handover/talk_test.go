@@ -110,13 +110,17 @@ func text(n int, seed uint64) []byte {
 	return b
 }
 
-// finish sends the rest of a conversation with greet and checks all of what
-// comes back.
+// finish sends the rest of a conversation with greet, unless after is nil and the
+// client's side is closed already, and checks all of what comes back.
 func finish(c *net.TCPConn, who net.Addr, before, after []byte) error {
 	sent := make(chan error, 1)
 	go func() {
-		_, err := c.Write(after)
-		sent <- errors.Join(err, c.CloseWrite())
+		var err error
+		if after != nil {
+			_, err = c.Write(after)
+			err = errors.Join(err, c.CloseWrite())
+		}
+		sent <- err
 	}()
 	got, err := io.ReadAll(c)
 	if err := errors.Join(err, <-sent); err != nil {
