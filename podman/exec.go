@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -63,7 +67,7 @@ func (c *Client) Exec(ctx context.Context, name string, argv []string, timeout t
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
 	defer cancel()
 	if err != nil {
-		c.kill(ctx, verb, session)
+		c.killExec(ctx, verb, session)
 		return 0, output, err
 	}
 	// Podman 4.8 and newer need not keep the session.
@@ -153,46 +157,75 @@ func (c *Client) Probe(ctx context.Context, name string, timeout time.Duration) 
 	}
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
 	defer cancel()
-	data, ierr := c.inspect(ctx, name)
-	if ierr != nil || data.Config == nil || data.Config.Healthcheck == nil || len(data.Config.Healthcheck.Test) < 2 {
-		return false, err
-	}
-	for _, session := range data.ExecIDs {
-		c.kill(ctx, verb, session, data.Config.Healthcheck.Test[1:]...)
-	}
+	c.killProbes(ctx, verb, name)
 	return false, err
 }
 
-// kill ends the process of a session, if it still runs and, given one, if argv
-// is its command. Podman has no call for it.
-func (c *Client) kill(ctx context.Context, verb, session string, argv ...string) {
-	if err := c.killSession(ctx, session, argv); err != nil {
+// killProbes ends the health commands that run in a container.
+func (c *Client) killProbes(ctx context.Context, verb, name string) {
+	data, err := c.inspect(ctx, name)
+	switch {
+	case errors.Is(err, ErrGone):
+		return
+	case err != nil:
+		c.warn(fmt.Errorf("%s: end overdue command: %w", verb, err))
+		return
+	case data.Config == nil || data.Config.Healthcheck == nil:
+		return
+	}
+	for _, id := range data.ExecIDs {
+		s, err := c.session(ctx, id)
+		if err != nil || s.ProcessConfig == nil {
+			continue // it ended meanwhile
+		}
+		argv := append([]string{s.ProcessConfig.Entrypoint}, s.ProcessConfig.Arguments...)
+		if test := data.Config.Healthcheck.Test; len(test) == 0 || !slices.Equal(test[1:], argv) {
+			continue // a session of somebody else's
+		}
+		if err := c.kill(data.StaticDir, id, s.Pid); err != nil {
+			c.warn(fmt.Errorf("%s: end overdue command: %w", verb, err))
+		}
+	}
+}
+
+// killExec ends the command of a session.
+func (c *Client) killExec(ctx context.Context, verb, id string) {
+	s, err := c.session(ctx, id)
+	if err == nil && s.Running {
+		err = c.kill("", id, s.Pid)
+	}
+	if err != nil && !errors.Is(err, ErrGone) {
 		c.warn(fmt.Errorf("%s: end overdue command: %w", verb, err))
 	}
 }
 
-func (c *Client) killSession(ctx context.Context, session string, argv []string) error {
-	running := func() (pid int, err error) {
-		err = c.do(ctx, "inspect exec session", func(ctx context.Context) error {
-			s, err := containers.ExecInspect(ctx, session, nil)
-			if err != nil {
-				return err
-			}
-			ours := argv == nil || s.ProcessConfig != nil &&
-				strings.Join(append([]string{s.ProcessConfig.Entrypoint}, s.ProcessConfig.Arguments...), "\x00") == strings.Join(argv, "\x00")
-			if s.Running && ours {
-				pid = s.Pid
-			}
-			return nil
-		})
-		return pid, err
-	}
-	pid, err := running()
-	if err != nil || pid <= 0 {
+// session asks for the state of an exec session.
+func (c *Client) session(ctx context.Context, id string) (s *define.InspectExecSession, err error) {
+	err = c.do(ctx, "inspect exec session", func(ctx context.Context) error {
+		s, err = containers.ExecInspect(ctx, id, nil)
 		return err
-	}
+	})
+	return s, err
+}
+
+// kill ends the process of a session, which Podman has no call for. Nor does it
+// tell the process number of a health command (4.3 says 0); then conmon's pid
+// file below dir, the container's static directory, does.
+func (c *Client) kill(dir, session string, pid int) error {
 	if !c.local {
 		return errors.New("podman is in another PID namespace")
+	}
+	if pid <= 0 {
+		text, err := os.ReadFile(filepath.Join(dir, session, "exec_pid"))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // ended, or not begun
+		}
+		if err != nil {
+			return err
+		}
+		if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
+			return err
+		}
 	}
 	process, err := openProcess(pid)
 	if errors.Is(err, unix.ESRCH) {
@@ -202,20 +235,28 @@ func (c *Client) killSession(ctx context.Context, session string, argv []string)
 		return err
 	}
 	defer process.Close()
-	// Now that the number cannot be reused: is it still the session's?
-	if now, err := running(); err != nil || now != pid {
+	// From here on the number cannot change hands. The process is the session's
+	// if its parent is the conmon that was started for it.
+	conmon, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parent(pid)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return err
+	}
+	if !slices.Contains(strings.Split(string(conmon), "\x00"), session) {
+		return nil // reused: it ended
 	}
 	raw, err := process.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var kerr error
-	if err := raw.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }); err != nil {
-		return err
+	cerr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	if cerr != nil {
+		return cerr
 	}
-	if errors.Is(kerr, unix.ESRCH) {
+	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
-	return kerr
+	return os.NewSyscallError("pidfd_send_signal", err)
 }
