@@ -190,11 +190,10 @@ func (t *Table) put(changes map[Endpoint]*Service) error {
 	t.want = before
 	if _, lost := t.reload(); lost == nil {
 		// What got through all the same is wanted from now on.
-		for at := range changes {
-			if es, ok := t.have.at[at]; ok {
-				t.want[at], _ = service(es)
-			} else {
-				delete(t.want, at)
+		for at, s := range changes {
+			es, ok := t.have.at[at]
+			if now, _ := service(es); s == nil && !ok || s != nil && ok && slices.Equal(now.Slots, s.Slots) {
+				t.note(map[Endpoint]*Service{at: s})
 			}
 		}
 	}
