@@ -106,12 +106,16 @@ func (l *lab) open(t testing.TB, f Freezer, tr Tracker) *Porter {
 
 // handover runs a batch in the host's namespace.
 func (l *lab) handover(p *Porter, batch ...Held) []Result {
-	var r []Result
+	return l.handoverCtx(context.Background(), p, batch...)
+}
+
+func (l *lab) handoverCtx(ctx context.Context, p *Porter, batch ...Held) []Result {
+	results := make([]Result, len(batch))
 	_ = l.Host.Do(func() error {
-		r = p.Handover(context.Background(), batch)
+		p.Handover(ctx, batch, func(i int, r Result) { results[i] = r })
 		return nil
 	})
-	return r
+	return results
 }
 
 // holder listens on a service address and hands out raw sockets.

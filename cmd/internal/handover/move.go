@@ -9,9 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errUnacknowledged: the backend took the connection but not what was sent on it.
-var errUnacknowledged = errors.New("no acknowledgement")
-
 // move is one connection's attempt.
 type move struct {
 	*Held
@@ -19,11 +16,11 @@ type move struct {
 	peer   *peer
 	state  *held
 	synack *segment
-	size   int // of the segments sent to the backend
 }
 
-// move takes a frozen connection to its end, frozen no more.
-func (p *Porter) move(ctx context.Context, t *tap, h *Held) Result {
+// move takes a frozen connection to its end. It calls thawed when the connection
+// is frozen no more, which may be long before.
+func (p *Porter) move(ctx context.Context, t *tap, h *Held, thawed func()) Result {
 	k := pair{h.Backend, h.Client}
 	m := &move{Held: h, p: p, peer: t.watch(k)}
 	defer t.forget(k)
@@ -35,12 +32,13 @@ func (p *Porter) move(ctx context.Context, t *tap, h *Held) Result {
 	if reason != "" {
 		m.withdraw(reason)
 		err = errors.Join(err, p.thaw.call(h.tuple()))
+		thawed()
 		if reason == Gone {
 			err = errors.Join(err, closeSocket(h.FD))
 		}
 		return Result{Reason: reason, Err: err}
 	}
-	return m.finish()
+	return m.finish(ctx, thawed)
 }
 
 // connect makes the client's connection to the backend, as far as its SYN-ACK.
@@ -69,9 +67,11 @@ func (m *move) replay(ctx context.Context) (Reason, error) {
 	defer wait.Stop()
 	syn := m.state.syn(m.Held)
 	for next := firstResend; ; {
+		if err := ctx.Err(); err != nil {
+			return Timeout, err
+		}
 		select {
 		case <-ctx.Done():
-			return Timeout, ctx.Err()
 		case <-wait.C:
 			if err := m.p.wire.send(syn); err != nil {
 				return Unable, err
@@ -85,7 +85,7 @@ func (m *move) replay(ctx context.Context) (Reason, error) {
 			case s.synack != nil && s.synack.ack == syn.seq+1:
 				m.synack = s.synack
 				return "", nil
-			case s.synack != nil, s.acks:
+			case s.synack != nil, s.acks > 0:
 				// The answer to another connection of the same addresses.
 				return Refused, nil
 			}
@@ -102,9 +102,6 @@ func (m *move) commit() (Reason, error) {
 	)
 	if m.state, reason, err = inspect(m.FD); reason != "" {
 		return reason, err
-	}
-	if len(m.state.data) > int(m.synack.window) {
-		return Window, nil
 	}
 	// From here the client is told by a reset if this process ends before it is done.
 	if err := abortive(m.FD, true); err != nil {
@@ -129,15 +126,18 @@ func (m *move) withdraw(r Reason) {
 	_ = m.p.wire.send(m.toBackend(flagRST, m.state.isn+1, nil)) // best effort: it would time out
 }
 
-// finish delivers and lets go of the socket. The client may already send to the
-// backend; what comes there out of order is the backend's to sort.
-func (m *move) finish() Result {
-	m.size = m.segmentSize()
-	err := m.flight(m.state.isn+1, m.state)
+// finish delivers and lets go of the socket. The client may send to the backend
+// by then; what comes there out of order is the backend's to sort.
+func (m *move) finish(ctx context.Context, thawed func()) Result {
+	d := newDelivery(m)
+	// The first of it before anything of the client: at least the
+	// acknowledgement that completes the backend's handshake.
+	err := d.advance()
 	err = errors.Join(err, m.p.thaw.call(m.tuple()))
+	thawed()
 	r := Result{Reason: Done, Err: err}
 	for {
-		if err := m.deliver(); err != nil {
+		if err := d.run(ctx); err != nil {
 			r.Reason, r.Err = Failed, errors.Join(r.Err, err, m.reset())
 			return r
 		}
@@ -174,80 +174,10 @@ func (m *move) leave() (more bool, err error) {
 	return true, repair(m.FD, false)
 }
 
-// deliver sends until the backend has acknowledged all of state.
-func (m *move) deliver() error {
-	start := m.state.isn + 1
-	end := m.state.next()
-	if end == start {
-		return nil // a lost plain acknowledgement is repaired by the nudge
-	}
-	giveUp := time.NewTimer(deliverTimeout)
-	defer giveUp.Stop()
-	next := firstResend
-	resend := time.NewTimer(next)
-	defer resend.Stop()
-	una := start
-	for {
-		s := m.peer.look()
-		if s.reset {
-			return nil // the backend's answer, and the client's to hear
-		}
-		if s.acks && before(una, s.acked) {
-			una = s.acked
-			giveUp.Reset(deliverTimeout)
-		}
-		if !before(una, end) {
-			return nil
-		}
-		select {
-		case <-m.peer.wake:
-		case <-resend.C:
-			m.size = min(m.size, m.smallest())
-			if err := m.flight(una, m.state); err != nil {
-				return err
-			}
-			next = min(2*next, lastResend)
-			resend.Reset(next)
-		case <-giveUp.C:
-			return fmt.Errorf("deliver %d bytes to %s: %w", end-una, m.Backend, errUnacknowledged)
-		}
-	}
-}
-
-// flight sends all from seq on, or one acknowledgement if that is nothing.
-func (m *move) flight(seq uint32, s *held) error {
-	data := s.data[min(int(seq-s.isn-1), len(s.data)):]
-	for first := true; first || len(data) > 0; first = false {
-		n := min(len(data), m.size)
-		flags := uint8(flagACK)
-		if n == len(data) {
-			if n > 0 {
-				flags |= flagPSH
-			}
-			if s.finished {
-				flags |= flagFIN
-			}
-		}
-		err := m.p.wire.send(m.toBackend(flags, seq, data[:n]))
-		switch {
-		case errors.Is(err, unix.EMSGSIZE) && m.size > m.smallest():
-			m.size = m.smallest()
-			continue
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS):
-			return nil // as if lost: sent again by the timer
-		case err != nil:
-			return err
-		}
-		seq += uint32(n)
-		data = data[n:]
-	}
-	return nil
-}
-
 // reset ends both sides of a connection that cannot be completed.
 func (m *move) reset() error {
 	seq := m.state.isn + 1
-	if s := m.peer.look(); s.acks {
+	if s := m.peer.look(); s.acks > 0 {
 		seq = s.acked // any other number the backend would only question
 	}
 	return errors.Join(

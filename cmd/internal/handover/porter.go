@@ -25,7 +25,7 @@ type Held struct {
 	Backend netip.AddrPort
 }
 
-// Result says how the attempt for the Held of the same index ended.
+// Result says how an attempt ended.
 type Result struct {
 	Reason Reason
 	Err    error // what went wrong, if anything did; may be set with any Reason
@@ -52,7 +52,7 @@ const (
 	answerTimeout = 500 * time.Millisecond
 	// freezeTimeout must outlast an attempt up to its commit.
 	freezeTimeout = 3 * time.Second
-	// deliverTimeout is how long a backend may acknowledge nothing new.
+	// deliverTimeout is how long a backend may answer nothing.
 	deliverTimeout = 5 * time.Second
 	// firstResend doubles up to lastResend. The way is one virtual cable long.
 	firstResend = 20 * time.Millisecond
@@ -100,15 +100,20 @@ func accurateECN() bool {
 	return err != nil || s != "0" && s != "1" && s != "2"
 }
 
-// Handover moves connections to their backends; the results have the order of
-// batch. Once a connection is past its commit ctx is not looked at any more:
-// what is left is to deliver what the client has sent.
-func (p *Porter) Handover(ctx context.Context, batch []Held) []Result {
+// Handover moves connections to their backends and returns when all attempts
+// have ended. Each is reported by done with its index in batch as soon as it has,
+// possibly by several goroutines at once: a connection to be relayed need not
+// wait for others.
+//
+// When ctx ends, connections that are not past their commit are left to the
+// relay. Others have what the client has sent delivered first; how long this
+// takes is up to the backend, as long as it is there: the end of ctx then leaves
+// it five seconds.
+func (p *Porter) Handover(ctx context.Context, batch []Held, done func(int, Result)) {
 	batch = slices.Clone(batch)
-	results := make([]Result, len(batch))
-	todo := p.sort(batch, results)
+	todo := p.sort(batch, done)
 	if len(todo) == 0 {
-		return results
+		return
 	}
 	backends := make([]netip.Addr, 0, len(todo))
 	for _, i := range todo {
@@ -117,9 +122,9 @@ func (p *Porter) Handover(ctx context.Context, batch []Held) []Result {
 	t, err := openTap(backends)
 	if err != nil {
 		for _, i := range todo {
-			results[i] = Result{Reason: Unable, Err: err}
+			done(i, Result{Reason: Unable, Err: err})
 		}
-		return results
+		return
 	}
 	defer t.close()
 
@@ -136,19 +141,17 @@ func (p *Porter) Handover(ctx context.Context, batch []Held) []Result {
 		}
 		if err := p.freezer.Freeze(tuples, freezeTimeout); err != nil {
 			for _, i := range now {
-				results[i] = Result{Reason: Unable, Err: fmt.Errorf("freeze: %w", err)}
+				done(i, Result{Reason: Unable, Err: fmt.Errorf("freeze: %w", err)})
 				<-slots
 			}
 			continue
 		}
 		for _, i := range now {
 			moving.Go(func() {
-				defer func() { <-slots }()
-				results[i] = p.move(ctx, t, &batch[i])
+				done(i, p.move(ctx, t, &batch[i], func() { <-slots }))
 			})
 		}
 	}
-	return results
 }
 
 // take waits for one slot and takes up to n that are free.
@@ -164,30 +167,30 @@ func take(slots chan struct{}, n int) int {
 	return n
 }
 
-// sort answers what can be told without freezing, and returns the rest.
-func (p *Porter) sort(batch []Held, results []Result) []int {
+// sort reports what can be told without freezing, and returns the rest.
+func (p *Porter) sort(batch []Held, done func(int, Result)) []int {
 	w := ways{router: p.routes, known: make(map[netip.Addr]way)}
 	todo := make([]int, 0, len(batch))
 	for i := range batch {
 		h := &batch[i]
 		h.Client, h.Service, h.Backend = unmap(h.Client), unmap(h.Service), unmap(h.Backend)
-		r, err := w.refuse(h)
-		if r == "" {
+		reason, err := w.refuse(h)
+		if reason == "" {
 			var info tcpInfo
 			if info, err = readInfo(h.FD); err != nil {
-				r = Unable
+				reason = Unable
 			} else {
-				r = info.refuse()
+				reason = info.refuse()
 			}
 		}
-		if r == "" {
+		switch reason {
+		case "":
 			todo = append(todo, i)
 			continue
+		case Gone:
+			err = closeSocket(h.FD)
 		}
-		results[i] = Result{Reason: r, Err: err}
-		if r == Gone {
-			results[i].Err = closeSocket(h.FD)
-		}
+		done(i, Result{Reason: reason, Err: err})
 	}
 	return todo
 }

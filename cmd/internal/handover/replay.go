@@ -61,18 +61,6 @@ const (
 	maxSegment = 1440
 )
 
-func (m *move) smallest() int {
-	n := minSegment6
-	if m.Backend.Addr().Is4() {
-		n = minSegment4
-	}
-	return min(n, int(m.synack.largest()))
-}
-
-func (m *move) segmentSize() int {
-	return min(maxSegment, int(m.synack.largest()))
-}
-
 // toBackend speaks as the client.
 func (m *move) toBackend(flags uint8, seq uint32, data []byte) *segment {
 	s := &segment{

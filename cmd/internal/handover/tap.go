@@ -181,8 +181,9 @@ type peer struct {
 type sighting struct {
 	synack *segment // without data
 	reset  bool
-	acks   bool   // a plain ACK was seen
-	acked  uint32 // the highest
+	acks   int    // plain ACKs seen
+	acked  uint32 // the highest of them, if any
+	window uint16 // the largest that came with it
 }
 
 func (p *peer) see(s *segment) {
@@ -197,9 +198,13 @@ func (p *peer) see(s *segment) {
 			n.synack = &c
 		}
 	case s.flags&flagACK != 0:
-		if !n.acks || before(n.acked, s.ack) {
-			n.acks, n.acked = true, s.ack
+		switch {
+		case n.acks == 0 || before(n.acked, s.ack):
+			n.acked, n.window = s.ack, s.window
+		case n.acked == s.ack:
+			n.window = max(n.window, s.window)
 		}
+		n.acks++
 	}
 	p.mu.Unlock()
 	select {
