@@ -72,7 +72,7 @@ func (s *Service) lateness() error {
 func (s *Service) decide() {
 	before := s.want
 	failed := s.now.Before(s.failedT)
-	ready, active := 0, !s.wakeAt.IsZero()
+	ready, active := 0, false
 	for _, b := range s.backends {
 		if b.state == Ready {
 			ready++
@@ -99,7 +99,7 @@ func (s *Service) decide() {
 			s.sleep = false
 			s.want = s.spec.Min
 		}
-	case s.wanted || len(s.held) > 0 || active && s.now.Before(s.busyAt.Add(s.spec.Idle)):
+	case s.wanted || len(s.held) > 0 || !s.wakeAt.IsZero() || active && (s.now.Before(s.busyAt.Add(s.spec.Idle)) || s.carrying()):
 		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, ready), s.spec.Min, 1)
 	default:
 		s.want = s.spec.Min
@@ -117,6 +117,11 @@ func (s *Service) decide() {
 	case s.want != before && before > 0:
 		s.emit(Note{Kind: NoteScale, N: s.want})
 	}
+}
+
+// carrying says that some backend had flows when last counted.
+func (s *Service) carrying() bool {
+	return slices.ContainsFunc(s.backends, func(b *backend) bool { return b.flows > 0 && !b.dead })
 }
 
 func (s *Service) coming() (n int) {
@@ -286,6 +291,7 @@ func (s *Service) serve() {
 			return
 		}
 		best.flows++
+		s.busyAt = s.now
 		s.emit(Serve{s.held[0], best.index})
 		s.held = s.held[1:]
 	}
@@ -368,7 +374,7 @@ func (s *Service) report() {
 	}
 	if s.phase == Warm && !s.wakeAt.IsZero() {
 		s.emit(Note{Kind: NoteWarm, For: s.now.Sub(s.wakeAt)})
-		s.wakeAt, s.fails = time.Time{}, 0
+		s.wakeAt, s.fails, s.busyAt = time.Time{}, 0, s.now
 	}
 	if s.phase == Cold && was != Cold && was != Failed {
 		s.scaler.reset()

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/cmd/internal/admin"
 	"sluice/cmd/internal/control"
 	"sluice/testenv"
 )
@@ -268,10 +269,11 @@ func event(kind string) func(line) bool {
 
 func (d *proc) status(t *testing.T) control.ServiceStatus {
 	t.Helper()
-	var st control.Status
-	out := d.must(t, "status", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &st); err != nil {
-		t.Fatalf("status: %v: %s", err, out)
+	ctx, cancel := context.WithTimeout(context.Background(), patient)
+	defer cancel()
+	st, err := admin.Dial(d.admin()).Status(ctx)
+	if err != nil {
+		t.Fatal(err)
 	}
 	if len(st.Services) != 1 {
 		t.Fatalf("status: %d services", len(st.Services))

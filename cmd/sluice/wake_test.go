@@ -141,8 +141,6 @@ func TestCycles(t *testing.T) {
 		if _, err := h.tryGet("/who"); err != nil {
 			t.Fatalf("cycle %d: %v", i, err)
 		}
-		from := d.mark()
-		_ = from
 		d.until(t, "sleep", asleep)
 	}
 	if n := h.containers(t); len(n) != 0 {

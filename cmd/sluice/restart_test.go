@@ -1,0 +1,125 @@
+package main
+
+import (
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sluice/cmd/internal/control"
+	"sluice/testenv"
+)
+
+// TestRestart: neither SIGKILL nor SIGTERM of the daemon cuts one of a hundred
+// flows; the next one adopts all and changes nothing that is right.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	config := h.configure(t, web("min = 2\nmax = 2\nidle = \"5m\"", "", ""))
+	d := h.start(t, config)
+	d.until(t, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
+	var flows []net.Conn
+	for range 100 {
+		flows = append(flows, h.hold(t))
+	}
+	table := func() string { return h.Host.Run(t, "nft", "-a", "list", "table", "inet", "sluice") }
+	before, containers := table(), h.pod.CLI(t, "ps", "--all", "--format", "{{.ID}} {{.StartedAt}}")
+
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		d.signal(t, sig)
+		d.end(t)
+		if got := table(); got != before {
+			t.Errorf("after %s the table has changed:\n%s\nbefore:\n%s", sig, got, before)
+		}
+		testenv.WhoAnswered(t, h.Client, address+":80") // without a daemon
+		d = h.start(t, config)
+		d.until(t, "adoption", func(st control.ServiceStatus) bool { return st.Ready == 2 && st.Flows >= 100 })
+		if got := table(); got != before {
+			t.Errorf("adopting after %s has changed the table:\n%s\nbefore:\n%s", sig, got, before)
+		}
+		if got := h.pod.CLI(t, "ps", "--all", "--format", "{{.ID}} {{.StartedAt}}"); got != containers {
+			t.Errorf("adopting after %s has changed the containers:\n%s\nbefore:\n%s", sig, got, containers)
+		}
+	}
+	for i, c := range flows {
+		if err := c.SetReadDeadline(time.Now().Add(patient)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 16)); err != nil {
+			t.Errorf("flow %d was cut: %v", i, err)
+		}
+	}
+
+	// An adopted replica drains like any other.
+	for _, c := range flows {
+		_ = c.Close()
+	}
+	victim := d.status(t).Backends[0].Name
+	h.must(t, "drain", "web", victim)
+	d.wait(t, func(l line) bool { return event("drained")(l) && l.field("backend") == victim })
+
+	if _, errOut, code := h.sluice(t, "cleanup"); code != 1 || !strings.Contains(errOut, "running") {
+		t.Errorf("cleanup under a running daemon: exit %d: %s", code, errOut)
+	}
+	d.signal(t, syscall.SIGTERM)
+	d.end(t)
+	h.must(t, "cleanup", "--containers")
+	if rules := testenv.Ruleset(t, h.Host); strings.Contains(rules, "table inet sluice") {
+		t.Error("cleanup has left the table")
+	}
+	if n := h.containers(t); len(n) != 0 {
+		t.Errorf("cleanup has left containers: %v", n)
+	}
+	for _, f := range testenv.Conntrack(t, h.Host) {
+		if f.DNAT() {
+			t.Errorf("cleanup has left a flow: %v", f)
+		}
+	}
+	h.must(t, "cleanup", "--containers") // once more is no error
+}
+
+// TestRemovedService: what is left of a service that is not configured any
+// more drains, and goes without harm to its flows.
+func TestRemovedService(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "")))
+	h.get(t, "/who")
+	d.wait(t, event("warm"))
+	conn := h.hold(t)
+	d.signal(t, syscall.SIGTERM)
+	d.end(t)
+
+	d = h.start(t, h.configure(t, ""))
+	d.wait(t, event("drain"))
+	if _, err := io.ReadFull(conn, make([]byte, 16)); err != nil {
+		t.Errorf("the flow was cut: %v", err)
+	}
+	_ = conn.Close()
+	d.wait(t, func(l line) bool { return l.field("message") == "removed" })
+	if n := h.containers(t); len(n) != 0 {
+		t.Errorf("containers left: %v", n)
+	}
+}
+
+// TestChangedSpec: a restart with another container section replaces the
+// replica, the new one first.
+func TestChangedSpec(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := h.start(t, h.configure(t, web("min = 1", "", "")))
+	old := d.until(t, "a replica", func(st control.ServiceStatus) bool { return st.Ready == 1 }).Backends[0].Name
+	d.signal(t, syscall.SIGTERM)
+	d.end(t)
+	d = h.start(t, h.configure(t, web("min = 1", `FOO = "new"`, "")))
+	d.wait(t, func(l line) bool { return event("drained")(l) && l.field("backend") == old })
+	st := d.until(t, "the new replica", func(st control.ServiceStatus) bool { return st.Ready == 1 && len(st.Backends) == 1 })
+	if st.Backends[0].Name == old {
+		t.Errorf("the old replica serves on: %+v", st)
+	}
+	if env := h.get(t, "/env"); !strings.Contains(env, `"FOO":"new"`) {
+		t.Errorf("the new replica is not made from the new configuration: %s", env)
+	}
+}
