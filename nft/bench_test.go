@@ -91,3 +91,65 @@ func BenchmarkApply(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkRestore reports the time of a full reading and comparison.
+func BenchmarkRestore(b *testing.B) {
+	for _, n := range []int{10, 1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			tab := open(b, testenv.NewNS(b, "bench"))
+			if err := tab.Apply(many(n, 2)); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if changed, err := tab.Restore(); err != nil || changed {
+					b.Fatal(changed, err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkFreeze reports the time to freeze and unfreeze 1,000 tuples, in two
+// transactions.
+func BenchmarkFreeze(b *testing.B) {
+	tab := open(b, testenv.NewNS(b, "bench"))
+	var tuples []nft.Tuple
+	for i := range 1000 {
+		tuples = append(tuples, nft.Tuple{
+			Client:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 1}), uint16(10_000+i)),
+			Service: netip.MustParseAddrPort("192.0.2.10:80"),
+			Backend: netip.MustParseAddrPort("10.98.0.11:80"),
+		})
+	}
+	for b.Loop() {
+		if err := tab.Freeze(tuples, time.Minute); err != nil {
+			b.Fatal(err)
+		}
+		if err := tab.Unfreeze(tuples); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkOpen reports the time to make the table and to adopt it.
+func BenchmarkOpen(b *testing.B) {
+	ns := testenv.NewNS(b, "bench")
+	for _, adopt := range []bool{false, true} {
+		b.Run(map[bool]string{false: "make", true: "adopt"}[adopt], func(b *testing.B) {
+			for b.Loop() {
+				if !adopt {
+					b.StopTimer()
+					ns.Run(b, "nft", "flush ruleset")
+					b.StartTimer()
+				}
+				tab, err := tryOpen(ns)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := tab.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
