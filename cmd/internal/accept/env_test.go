@@ -28,7 +28,7 @@ var backends = []struct {
 }{
 	{"io_uring", func() backend { return &ring{} }},
 	{"io_uring-single", func() backend { return &ring{plain: true} }},
-	{"io_uring-small", func() backend { return &ring{completions: 256} }},
+	{"io_uring-small", func() backend { return &ring{completions: 8} }},
 	{"epoll", func() backend { return &poller{} }},
 }
 

@@ -57,20 +57,73 @@ func TestOneOfMany(t *testing.T) {
 	})
 }
 
-// All gives way to One while connections wait: exactly one more.
+// All gives way to One and then ten clients come at once, while the loop is
+// busy with another listener and finds them all together: it takes one.
 func TestAllToOne(t *testing.T) {
 	each(t, func(t *testing.T, make func() backend) {
 		x := newBench(t, make())
-		ln := x.add(1, 100)
-		x.must(x.loop.Arm(1, All))
-		x.quiet()
-		x.must(x.loop.Arm(1, One))
-		x.quiet()
+		ln, busy := x.add(1, 100), x.listen("127.0.0.1:0", 4)
+		x.must(x.loop.Remove(1))
+		entered, leave := newSignal(), newSignal()
+		l, err := open(Config{Deliver: func(c Conn) {
+			if c.Listener == 2 {
+				unix.Close(c.FD)
+				entered.set()
+				<-leave.c
+				return
+			}
+			x.conns <- c
+		}}, make())
+		x.must(err)
+		defer l.Close()
+		x.must(l.Add(1, ln))
+		x.must(l.Add(2, busy))
+		x.must(l.Arm(1, All))
+		x.dial(ln.Addr(), 1, 1)
+		x.next(1)
+		x.must(l.Arm(1, One))
+		x.must(l.Arm(2, One))
+		x.dial(busy.Addr(), 1, 1)
+		entered.wait(t)
 		x.dial(ln.Addr(), 10, 2)
+		leave.set()
 		x.next(1)
 		x.queued(ln, 9)
-		x.quiet()
+		x.must(l.Close())
+		if n := len(x.conns); n != 0 {
+			t.Errorf("%d more delivered", n)
+		}
+		x.queued(ln, 9)
 	})
+}
+
+// On epoll, a mode that is changed in the callback holds from there on.
+func TestEpollOffFromDeliver(t *testing.T) {
+	t.Parallel()
+	x := newBench(t, &poller{})
+	ln := x.listen("127.0.0.1:0", 100)
+	var l *loop
+	got := make(chan struct{}, 100)
+	set := newSignal()
+	l, err := open(Config{Deliver: func(c Conn) {
+		unix.Close(c.FD)
+		<-set.c
+		if err := l.Arm(1, Off); err != nil {
+			t.Error(err)
+		}
+		got <- struct{}{}
+	}}, &poller{})
+	x.must(err)
+	set.set()
+	x.must(l.Add(1, ln))
+	x.dial(ln.Addr(), 10, 2)
+	x.must(l.Arm(1, All))
+	x.queued(ln, 9)
+	x.must(l.Close())
+	if n := len(got); n != 1 {
+		t.Errorf("%d delivered, want 1", n)
+	}
+	x.queued(ln, 9)
 }
 
 // A connection armed for in the callback comes like any other.

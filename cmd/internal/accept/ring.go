@@ -40,7 +40,8 @@ type ring struct {
 func (b *ring) name() string { return Uring }
 
 func (b *ring) open(l *loop, wake int) error {
-	r, err := uring.Open(ringRequests, cmp.Or(b.completions, ringCompletions))
+	completions := cmp.Or(b.completions, ringCompletions)
+	r, err := uring.Open(min(ringRequests, completions), completions)
 	if err != nil {
 		return err
 	}
