@@ -100,15 +100,16 @@ func (c *Conn) Close() error {
 func (c *Conn) Snapshot(fn func(*Flow) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.dump(fn); err != nil {
+	if err := c.dump(nil, fn); err != nil {
 		return fmt.Errorf("dump conntrack: %w", err)
 	}
 	return nil
 }
 
-// dump has to read to the end whatever happens: the kernel refuses another dump
-// on this socket with EBUSY until then.
-func (c *Conn) dump(fn func(*Flow) error) error {
+// dump calls part, if not nil, after each part of the dump was received and
+// before its entries go to fn. It has to read to the end whatever happens: the
+// kernel refuses another dump on this socket with EBUSY until then.
+func (c *Conn) dump(part func() error, fn func(*Flow) error) error {
 	seq := c.next()
 	c.enc.b = c.enc.b[:0]
 	c.enc.dump(c.mark, c.mask, seq)
@@ -127,6 +128,9 @@ func (c *Conn) dump(fn func(*Flow) error) error {
 		}
 		if err != nil {
 			return err
+		}
+		if part != nil && failed == nil {
+			failed = part()
 		}
 		for len(b) > 0 {
 			var m message

@@ -11,54 +11,53 @@
 // A dump is not a picture of one moment: the kernel visits bucket by bucket, and
 // events go on meanwhile. The Watcher merges both like this, in one goroutine:
 //
-//  1. read events until the socket is empty;
-//  2. dump, and take each entry over into the flow table, reading no event;
-//  3. read the events that have come since until the socket is empty again, and
-//     apply them, as always, on top;
-//  4. remove the flows that neither 2 nor 3 has shown.
+//  1. read events until the socket is empty; call this moment S;
+//  2. receive a part of the dump;
+//  3. read events until the socket is empty, and apply them; call this D;
+//  4. take the entries of the part over, except those whose tuple or very entry
+//     an event has been about since S; repeat from 2 until the dump ends;
+//  5. read events until the socket is empty; remove the flows that neither an
+//     event since S nor the dump has shown.
 //
 // Claim: afterwards each flow is counted as the kernel has it, if no event was
-// lost. The kernel (nf_conntrack_core.c, nf_conntrack_netlink.c) gives these:
+// lost since S. The kernel (nf_conntrack_core.c, nf_conntrack_netlink.c) gives:
 //
 //   - NEW is sent after an entry is in the table; DESTROY before it leaves it,
 //     and after the bit IPS_DYING is set, which dumps show. The entry of the next
 //     flow with the same tuple comes only after that. So the events of a tuple
 //     are in order: NEW, updates, DESTROY, NEW, and so on.
 //   - Each event is absolute: NEW says that a flow is there, an update what state
-//     it is in, DESTROY that it is gone. Applied twice or late, the last one wins
-//     all the same.
+//     it is in, DESTROY that it is gone. Seen twice it does no harm.
 //
-// Take one tuple, and the moment t when the dump looks at its bucket. What the
-// dump says holds at t (an entry with IPS_DYING is as good as gone). Events that
-// were sent after t have not been read by then, as 2 reads none, so 3 reads them
-// all. If there are any, the last of them decides, rightly. If there are none,
-// the dump's word stands, changed at most by events that were sent between 1 and
-// t, which it had already taken into account; these are in order too and end in
-// the very state that the dump saw. An entry that the dump did not show and that
-// has had no NEW since has been gone since before t; its DESTROY either was read
-// in 3, or lost, or never sent, which is what 4 is for. No flow is counted twice,
-// since a tuple has one place in the table; the entry's id tells a repeated NEW
-// from that of a new flow, and an old DESTROY from that of the present one.
+// Take one tuple, and the moment t when the dump looks at its bucket: S < t < D.
+// If an event about it was read between S and D, the flow table already shows
+// what the last of them said. The dump may be older than that, and is ignored.
+// If there was none, then nothing happened to the tuple between S and D, because
+// all events sent before D have been read; what the dump saw at t still holds at
+// D, and overrides whatever the table says. From D on events carry on as always.
+// If the dump does not show the tuple, it had no entry at t; if no event has made
+// one since S it has none now, and its DESTROY was lost or never sent. No flow is
+// counted twice, since a tuple has one place in the table; the entry's id tells a
+// repeated NEW from that of another flow, and an old DESTROY from the present
+// one's. Without loss the events alone are exact and the dump changes nothing,
+// which the model in the tests checks, for New and Bytes as well as for Live.
 //
-// Stale events in 3 must not count a flow as new again: an update can open a
-// finished entry again, but not one of which only the dump has said that it is
-// finished, for then the update may be older than that.
-//
-// What is left are moments: an entry is in the table some microseconds before
-// its NEW is sent. And an update is lost when its packet is dropped by a rule
-// after conntrack has seen it; the flow then counts as live until its end is
-// announced, or until the next dump. Both err on the busy side or heal, and a
-// dump ([Watcher.Sync], [Conn.Live]) comes before anything that cannot be undone.
+// What is left are moments: an entry is in the table, or in its new state, some
+// microseconds before the event is sent. A dump may see that first; the event
+// then repeats it. And an update is lost when a rule drops its packet after
+// conntrack has seen it; the flow counts as live until its end is announced, or
+// until the next dump. A caller takes a dump ([Watcher.Sync], [Conn.Live]) before
+// anything that cannot be undone.
 //
 // When the receive buffer overflows, the next read returns ENOBUFS, once; the
 // kernel goes on to drop events until the socket has been emptied. From then on
 // the counts are unknown, and the dump that restores them begins after that
-// (step 1). If events are lost in step 3 all of it is done again.
+// (step 1). If events are lost in steps 2 to 5 all of it is done again.
 //
 // # Finished flows
 //
 // An entry of a TCP connection remains in TIME_WAIT for 120 s, so the Watcher
 // looks at updates too, of which a filter in the kernel passes only those that
-// end or begin a connection. States are listed as finished, not as live: what is
+// may end or begin a connection. States are listed as finished, not as live: what is
 // not known counts as busy.
 package conntrack

@@ -46,14 +46,13 @@ type entry struct {
 	packets uint32 // modulo 2^32
 	id      uint32
 	backend uint32 // index
-	gen     uint16 // of the dump or the NEW event that last showed it
+	gen     uint16 // of the dump that last showed it, or during or after which an event did
 	flags   uint8
 }
 
 const (
 	flagLive   = 1 << iota
-	flagSilent // not counted in New, for want of a NEW event
-	flagDumped // found finished by the current dump, not by an event
+	flagSilent // found by the first dump, not counted in New unless a NEW event comes
 )
 
 type backend struct {
@@ -65,6 +64,11 @@ type backend struct {
 	empty bool // in zeros
 }
 
+type ended struct {
+	key
+	id uint32
+}
+
 // table holds the flows and their sums. It does no I/O and no locking. The
 // package comment argues why it converges.
 type table struct {
@@ -74,8 +78,10 @@ type table struct {
 	free     []uint32 // of backends
 	services map[key]*Count
 
-	gen   uint16
-	first bool // the first dump is not complete
+	gen     uint16
+	dumping bool               // between begin and sweep
+	gone    map[ended]struct{} // entries whose end was announced while dumping
+	first   bool               // the first dump is not complete
 
 	// To be told to the owner: backends that ran empty, and armed ones that got
 	// a flow.
@@ -87,75 +93,87 @@ func newTable() *table {
 		flows:    map[key]entry{},
 		index:    map[key]uint32{},
 		services: map[key]*Count{},
+		gone:     map[ended]struct{}{},
 		first:    true,
 	}
 }
 
-// event applies what an event says. Each is absolute, so that seeing one twice,
-// or one that a dump had already taken into account, does no harm.
+// event applies what an event says. Each is absolute, so that seeing one twice
+// does no harm.
 func (t *table) event(k kind, f *Flow) {
 	fk := makeKey(f.Orig.Src, f.Orig.Dst, f.Orig.Proto, f.Orig.Zone)
 	e, ok := t.flows[fk]
-	same := ok && e.id == f.ID
+	same := ok && e.id == f.ID && t.backends[e.backend].name == f.Backend()
 	switch k {
 	case kindNew:
-		if same && t.backends[e.backend].name != f.Backend() {
-			same = false
-		}
-		if !same {
+		switch {
+		case !same:
 			if ok {
 				t.drop(&e) // the end of an earlier flow was missed
 			}
 			e = t.add(f)
 			t.countNew(&e)
-		} else if e.flags&flagSilent != 0 {
+		case e.flags&flagSilent != 0:
 			e.flags &^= flagSilent
 			t.countNew(&e)
 		}
-		e.gen = t.gen
-		t.account(&e, f)
-		if e.flags&flagDumped == 0 { // else it is older than the dump
-			t.setLive(&e, f.Live())
-		}
-		t.flows[fk] = e
 	case kindUpdate:
-		// An update never makes an entry: it may be older than a dump that no
-		// longer found the flow.
-		if !same || f.Orig.Proto != unix.IPPROTO_TCP || f.State == StateNone {
-			return
-		}
-		live := f.Live()
-		if live && e.flags&flagLive == 0 && e.flags&flagDumped == 0 {
+		switch {
+		case f.Orig.Proto != unix.IPPROTO_TCP || f.State == StateNone:
+			return // about something else
+		case !same:
+			if ok {
+				t.drop(&e)
+			}
+			e = t.add(f) // its beginning was missed
+			t.countNew(&e)
+		case f.Live() && e.flags&flagLive == 0:
 			t.countNew(&e) // opened again
 		}
-		e.flags &^= flagDumped
-		t.setLive(&e, live)
-		t.flows[fk] = e
 	case kindDestroy:
-		if !same {
-			return
+		if same {
+			t.account(&e, f)
 		}
-		t.account(&e, f)
-		t.drop(&e)
-		delete(t.flows, fk)
+		if ok && e.id == f.ID { // else the end of an earlier flow, told again
+			t.drop(&e)
+			delete(t.flows, fk)
+		}
+		if t.dumping {
+			t.gone[ended{fk, f.ID}] = struct{}{}
+		}
+		return
+	default:
+		return
 	}
+	e.gen = t.gen
+	t.account(&e, f)
+	t.setLive(&e, f.Live())
+	t.flows[fk] = e
 }
 
-// begin starts the reconciliation with a dump: then come dumped for each of its
-// entries, event for all events since, sweep.
-func (t *table) begin() { t.gen++ }
+// begin starts the reconciliation with a dump. From here on event and dumped may
+// alternate, if all events sent before an entry was dumped precede it; then
+// comes sweep, or begin for another attempt.
+func (t *table) begin() {
+	t.gen++
+	t.dumping = true
+	clear(t.gone)
+}
 
-// dumped takes over an entry of a dump.
+// dumped takes over an entry of a dump, unless an event has said something newer
+// or as new.
 func (t *table) dumped(f *Flow) {
-	if f.Status.Dying() {
-		return // its end has been announced, or is about to be
-	}
 	fk := makeKey(f.Orig.Src, f.Orig.Dst, f.Orig.Proto, f.Orig.Zone)
 	e, ok := t.flows[fk]
-	live := f.Live()
-	known := false // that it is finished
+	if _, gone := t.gone[ended{fk, f.ID}]; gone || ok && e.gen == t.gen {
+		return
+	}
+	same := ok && e.id == f.ID && t.backends[e.backend].name == f.Backend()
+	if f.Status.Dying() && !same {
+		return // its end has been announced, or is about to be
+	}
 	switch {
-	case !ok || e.id != f.ID || t.backends[e.backend].name != f.Backend():
+	case !same:
 		if ok {
 			t.drop(&e)
 		}
@@ -165,17 +183,12 @@ func (t *table) dumped(f *Flow) {
 		} else {
 			t.countNew(&e)
 		}
-	default:
-		known = e.flags&(flagLive|flagDumped) == 0
-	}
-	if live || known {
-		e.flags &^= flagDumped
-	} else {
-		e.flags |= flagDumped
+	case f.Live() && e.flags&flagLive == 0:
+		t.countNew(&e)
 	}
 	e.gen = t.gen
 	t.account(&e, f)
-	t.setLive(&e, live)
+	t.setLive(&e, f.Live())
 	t.flows[fk] = e
 }
 
@@ -183,16 +196,13 @@ func (t *table) dumped(f *Flow) {
 // shown is gone, and its end was lost or never announced.
 func (t *table) sweep() {
 	for k, e := range t.flows {
-		switch {
-		case e.gen != t.gen:
+		if e.gen != t.gen {
 			t.drop(&e)
 			delete(t.flows, k)
-		case e.flags&flagDumped != 0:
-			e.flags &^= flagDumped
-			t.flows[k] = e
 		}
 	}
-	t.first = false
+	clear(t.gone)
+	t.dumping, t.first = false, false
 }
 
 func (t *table) add(f *Flow) entry {

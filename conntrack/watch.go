@@ -209,22 +209,23 @@ func (w *Watcher) reconcile(ctx context.Context, syncs []chan error) {
 func (w *Watcher) dump(ctx context.Context) error {
 	// After a loss the kernel drops events, without saying so again, until the
 	// socket is empty: a dump is of use only from then on.
-	if err := w.drain(ctx); err != nil {
+	drain := func() error { return w.drain(ctx) }
+	if err := drain(); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	w.table.begin()
 	w.mu.Unlock()
-	err := w.dumps.Snapshot(func(f *Flow) error {
+	err := w.dumps.dump(drain, func(f *Flow) error {
 		w.mu.Lock()
 		w.table.dumped(f)
 		w.mu.Unlock()
 		return nil
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("dump conntrack: %w", err)
 	}
-	if err := w.drain(ctx); err != nil {
+	if err := drain(); err != nil {
 		return err
 	}
 	w.mu.Lock()

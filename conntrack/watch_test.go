@@ -1,0 +1,465 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// burst makes n connections or datagrams one after the other from within the
+// client's namespace.
+func (l *lab) burst(n int, to netip.AddrPort, network string) error {
+	d := net.Dialer{Timeout: 20 * time.Second}
+	d.SetMultipathTCP(false)
+	return l.Client.Do(func() error {
+		for i := range n {
+			if network == "udp" { // a port used twice would be one flow
+				d.LocalAddr = &net.UDPAddr{Port: 10000 + i}
+			}
+			c, err := d.Dial(network, to.String())
+			if err != nil {
+				return err
+			}
+			if tc, ok := c.(*net.TCPConn); ok {
+				_ = tc.SetLinger(0) // no TIME_WAIT that uses up ports
+			} else if _, err := c.Write([]byte("x")); err != nil {
+				return err
+			}
+			_ = c.Close()
+		}
+		return nil
+	})
+}
+
+// All flows are counted, none twice, while dumps go on at the same time.
+func TestWatcherExact(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	w := l.watch(Options{})
+	backends := []Backend{l.backend(8000, unix.IPPROTO_TCP), l.backend(8001, unix.IPPROTO_TCP), l.backend(8002, unix.IPPROTO_UDP)}
+	l.serve(8000, closeAfter)
+	l.serve(8001, closeFirst)
+	const perBackend, held = 6_666, 7
+	for range held {
+		l.dial(backends[0].Service, 0)
+	}
+
+	stop := make(chan struct{})
+	var syncs int
+	var syncing sync.WaitGroup
+	syncing.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := w.Sync(t.Context()); err != nil {
+					t.Error(err)
+					return
+				}
+				syncs++
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	for _, b := range backends {
+		network := "tcp"
+		if b.Proto == unix.IPPROTO_UDP {
+			network = "udp"
+		}
+		wg.Go(func() {
+			if err := l.burst(perBackend, b.Service, network); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Add(1)
+	go func() { // not ours
+		defer wg.Done()
+		if err := l.burst(100, netip.AddrPortFrom(unmarked4, 8000), "tcp"); err != nil {
+			t.Error(err)
+		}
+	}()
+	wg.Wait()
+	close(stop)
+	syncing.Wait()
+
+	l.untilCount(w, backends[0], held, held+perBackend)
+	l.untilCount(w, backends[1], 0, perBackend)
+	until(t, func() string { return "datagrams" }, func() bool {
+		c, _ := w.Count(backends[2])
+		return c.New == perBackend
+	})
+	l.conntrack("-D", "-p", "udp")
+	l.untilCount(w, backends[2], 0, perBackend)
+	if live, _ := l.oracle(backends[0]); live != held {
+		t.Errorf("conntrack lists %d live flows, want %d", live, held)
+	}
+	if n := w.Resyncs(); n != 0 {
+		t.Errorf("%d resyncs with the default buffer", n)
+	}
+	total, _ := w.Total(backends[0].Service, unix.IPPROTO_TCP)
+	if one, _ := w.Count(backends[0]); total != one {
+		t.Errorf("service %+v, its only backend %+v", total, one)
+	}
+	seen := map[Backend]Count{}
+	for b, c := range w.All() {
+		seen[b] = c
+	}
+	if len(seen) != len(backends) {
+		t.Errorf("%d backends, want %d: %v", len(seen), len(backends), seen)
+	}
+	t.Logf("%d dumps meanwhile", syncs)
+}
+
+// With a buffer that cannot hold the events the counts become unknown, a dump
+// restores them, and they are right again.
+func TestWatcherLoss(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	var resyncs, unexpected atomic.Int64
+	w := l.watch(Options{ReadBuffer: 1, Resync: func(err error) {
+		if !errors.Is(err, ErrLost) {
+			unexpected.Add(1)
+		}
+		resyncs.Add(1)
+	}})
+	b := l.backend(8000, unix.IPPROTO_TCP)
+	l.serve(8000, closeAfter)
+	l.sync(w)
+	held := []*net.TCPConn{}
+	for round := range 3 {
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if err := l.burst(500, b.Service, "tcp"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		held = append(held, l.dial(b.Service, 0), l.dial(b.Service, 0))
+		wg.Wait()
+		if round == 2 {
+			_ = held[0].Close()
+		}
+	}
+	until(t, func() string { return "end of the held connection" }, func() bool {
+		live, _ := l.oracle(b)
+		return live == len(held)-1
+	})
+	l.sync(w)
+	until(t, func() string { return "counts to be known" }, w.Known)
+	if c, _ := w.Count(b); c.Live != len(held)-1 {
+		t.Errorf("%d live, want %d", c.Live, len(held)-1)
+	}
+	if w.Resyncs() == 0 || resyncs.Load() != int64(w.Resyncs()) || unexpected.Load() != 0 {
+		t.Errorf("%d resyncs, told of %d, %d of them for other reasons", w.Resyncs(), resyncs.Load(), unexpected.Load())
+	}
+	t.Logf("%d resyncs", w.Resyncs())
+}
+
+// Flows are unknown until the first dump, and found by it if they are older
+// than the Watcher.
+func TestWatcherOlderFlows(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.serve(8000, closeAfter)
+	b := l.backend(8000, unix.IPPROTO_TCP)
+	c := l.dial(b.Service, 0)
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	w := l.watch(Options{})
+	l.sync(w)
+	l.untilCount(w, b, 1, 0) // live, but not new
+	if n, _ := w.Count(b); n.Bytes == 0 || n.Packets < 3 {
+		t.Errorf("nothing accounted: %+v", n)
+	}
+	_ = c.Close()
+	l.untilCount(w, b, 0, 0)
+}
+
+// A connection is live until it is closed, not until its entry goes.
+func TestWatcherTimeWait(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	zeros := make(chan Backend, 10)
+	w := l.watch(Options{Zero: func(b Backend) { zeros <- b }})
+	for i, handle := range []func(*net.TCPConn){closeAfter, closeFirst, reset} {
+		port := 8000 + uint16(i)
+		l.serve(port, handle)
+		for _, b := range []Backend{
+			l.backend(port, unix.IPPROTO_TCP),
+			{netip.AddrPortFrom(service6, port), netip.AddrPortFrom(l.HostAddr6, port), unix.IPPROTO_TCP},
+		} {
+			c := l.dial(b.Service, 0)
+			if i > 0 {
+				_, _ = c.Write([]byte("x"))
+				atEOF(t, c)
+			}
+			_ = c.Close()
+			select {
+			case z := <-zeros:
+				if z != b {
+					t.Errorf("zero for %s, want %s", z, b)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("%s did not run empty\n%s", b, l.conntrack("-L"))
+			}
+			l.untilCount(w, b, 0, 1)
+			if live, all := l.oracle(b); live != 0 || all != 1 {
+				t.Errorf("conntrack lists %d live of %d", live, all)
+			}
+		}
+	}
+}
+
+// The next connection from the same port counts, whether the kernel makes a new
+// entry for it (after TIME_WAIT) or opens the old one again (after a RST of the
+// server).
+func TestWatcherReusedTuple(t *testing.T) {
+	t.Parallel()
+	for name, handle := range map[string]func(*net.TCPConn){"time-wait": closeFirst, "reset": reset} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			w := l.watch(Options{})
+			b := l.backend(8000, unix.IPPROTO_TCP)
+			hold := make(chan struct{})
+			var n atomic.Int64
+			l.serve(8000, func(c *net.TCPConn) {
+				if n.Add(1) == 3 {
+					<-hold
+				}
+				handle(c)
+			})
+			defer close(hold)
+			for i := range 2 {
+				c := l.dial(b.Service, 5555)
+				_, _ = c.Write([]byte("x"))
+				atEOF(t, c)
+				_ = c.Close()
+				l.untilCount(w, b, 0, uint64(i)+1)
+				until(t, func() string { return "one finished entry" }, func() bool {
+					live, all := l.oracle(b)
+					return live == 0 && all == 1
+				})
+			}
+			l.dial(b.Service, 5555)
+			l.untilCount(w, b, 1, 3)
+			l.sync(w)
+			l.untilCount(w, b, 1, 3)
+			if n := w.Resyncs(); n != 0 {
+				t.Errorf("%d resyncs", n)
+			}
+		})
+	}
+}
+
+// The filter passes what it should and nothing else.
+func TestEventFilter(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.serve(8000, closeFirst)
+	var w *Watcher
+	l.in(l.Host, func() (err error) {
+		w, err = newWatcher(Options{Mark: testMark, Mask: testMask}) // nobody reads
+		return err
+	})
+	defer w.finish(ErrClosed)
+	b := l.backend(8000, unix.IPPROTO_TCP)
+	for _, a := range []netip.Addr{unmarked4, service4} {
+		c := l.dial(netip.AddrPortFrom(a, 8000), 5555)
+		atEOF(t, c)
+		_ = c.Close()
+		until(t, func() string { return "TIME_WAIT" }, func() bool {
+			for _, f := range l.flows() {
+				if f.Orig.Dst.Addr() == a && f.State == StateTimeWait {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	l.conntrack("-D", "-p", "tcp")
+	if err := w.raw.Control(func(fd uintptr) { w.fill(fd) }); err != nil || w.ferr != nil {
+		t.Fatal(err, w.ferr)
+	}
+	var got []string
+	for rest := w.buf[:w.end]; len(rest) > 0; {
+		m, r, err := nextMessage(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest = r
+		var f Flow
+		if err := decode(m.data, &f); err != nil {
+			t.Fatal(err)
+		}
+		if ok, diff := compareLibrary(m, &f); !ok || diff != nil {
+			t.Errorf("the library differs: ok %v, %v", ok, diff)
+		}
+		if f.Backend() != b {
+			t.Errorf("event of %s", &f)
+		}
+		got = append(got, fmt.Sprintf("%d %s", kindOf(m.typ, m.flags), f.State))
+	}
+	want := []string{"1 SYN_SENT", "2 SYN_RECV", "2 TIME_WAIT", "3 TIME_WAIT"}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
+// flows lists all entries, also those without the mark, and compares the view
+// of the library.
+func (l *lab) flows() []Flow {
+	l.t.Helper()
+	var flows []Flow
+	l.in(l.Host, func() error {
+		c, err := Open(0, 0)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return c.Snapshot(func(f *Flow) error {
+			flows = append(flows, *f)
+			return nil
+		})
+	})
+	return flows
+}
+
+func TestWatcherWake(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.serve(8000, closeAfter)
+	l.serve(8001, closeAfter)
+	wakes := make(chan Backend, 10)
+	w := l.watch(Options{Wake: func(b Backend) { wakes <- b }})
+	l.sync(w)
+	armed, other := l.backend(8000, unix.IPPROTO_TCP), l.backend(8001, unix.IPPROTO_TCP)
+	l.dial(armed.Service, 0)
+	l.untilCount(w, armed, 1, 1)
+	if c, known := w.Arm(armed); c.Live != 1 || !known {
+		t.Errorf("armed at %+v, known %v", c, known)
+	}
+	l.dial(other.Service, 0)
+	l.dial(armed.Service, 0)
+	l.dial(armed.Service, 0) // only the first one wakes
+	l.untilCount(w, armed, 3, 3)
+	l.untilCount(w, other, 1, 1)
+	l.sync(w) // all calls have been made
+	if n := len(wakes); n != 1 || <-wakes != armed {
+		t.Errorf("%d wakes", n)
+	}
+	w.Arm(armed)
+	w.Disarm(armed)
+	l.dial(armed.Service, 0)
+	l.untilCount(w, armed, 4, 4)
+	l.sync(w)
+	if len(wakes) != 0 {
+		t.Error("woken though disarmed")
+	}
+}
+
+func TestWatcherForget(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.serve(8000, closeFirst)
+	w, c := l.watch(Options{}), l.open()
+	b := l.backend(8000, unix.IPPROTO_TCP)
+	if !w.Forget(b) {
+		t.Error("a backend that never had a flow is not forgotten")
+	}
+	atEOF(t, l.dial(b.Service, 0))
+	until(t, func() string { return "first flow" }, func() bool { n, _ := w.Count(b); return n.New == 1 })
+	if w.Forget(b) {
+		t.Error("forgotten while there is an entry")
+	}
+	if _, err := c.DeleteBackend(t.Context(), b.Backend, b.Proto); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() string { return "entry to go" }, func() bool { return w.Forget(b) })
+	if n, _ := w.Count(b); n != (Count{}) {
+		t.Errorf("forgotten backend has %+v", n)
+	}
+	if n, _ := w.Total(b.Service, b.Proto); n.New != 1 || n.Live != 0 {
+		t.Errorf("service has %+v", n)
+	}
+	for b := range w.All() {
+		t.Errorf("%s is still listed", b)
+	}
+}
+
+func TestWatcherClose(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	w := l.watch(Options{})
+	l.sync(w)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				if err := w.Sync(context.Background()); err != nil {
+					if !errors.Is(err, ErrClosed) {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if _, known := w.Count(l.backend(8000, unix.IPPROTO_TCP)); known {
+		t.Error("counts are known after the end")
+	}
+	select {
+	case <-w.Done():
+	default:
+		t.Error("not done after Close")
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	l.in(l.Host, func() (err error) {
+		w, err = Watch(ctx, Options{Mark: testMark, Mask: testMask})
+		return err
+	})
+	cancel()
+	select {
+	case <-w.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("still running after its context ended")
+	}
+	if !errors.Is(w.Err(), ErrClosed) {
+		t.Error(w.Err())
+	}
+}
+
+// A Sync whose time runs out leaves the Watcher in order.
+func TestWatcherSyncCancelled(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	w := l.watch(Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		if err := w.Sync(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	l.sync(w)
+	if !w.Known() {
+		t.Error("counts unknown after a sync")
+	}
+}
