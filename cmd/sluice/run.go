@@ -21,6 +21,7 @@ import (
 	"sluice/cmd/internal/admin"
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/control"
+	"sluice/cmd/internal/handover"
 	"sluice/cmd/internal/metrics"
 	"sluice/conntrack"
 	"sluice/nft"
@@ -126,7 +127,15 @@ func daemon(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 	defer loop.Close()
 	log.Info().Str("accept", loop.Name()).Msg("accept loop")
 
+	var porter control.Porter
+	if p, err := handover.Open(table, ct); err == nil {
+		defer p.Close()
+		porter = p
+	} else {
+		log.Warn().Err(err).Msg("held connections are relayed: they cannot be handed over here")
+	}
 	ctl = control.New(control.Options{
+		Porter: porter,
 		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
 		Accept: loop, Record: record, Log: log,
 	})

@@ -32,6 +32,9 @@ func TestFromZero(t *testing.T) {
 	}
 	d.wait(t, event("warm"))
 	st := d.status(t)
+	if st.HandedOver != 1 || st.Relayed != 0 {
+		t.Errorf("the first connection was not handed over: %+v", st)
+	}
 	if st.Phase != "warm" || len(st.Backends) != 1 || st.Ready != 1 {
 		t.Fatalf("after the first request: %+v", st)
 	}
@@ -100,6 +103,7 @@ func TestBurst(t *testing.T) {
 	for err := range errs {
 		t.Error(err)
 	}
+	handed := d.status(t)
 	held, warm := 0, false
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -108,6 +112,10 @@ func TestBurst(t *testing.T) {
 		if l.field("message") == "connection held" && !warm {
 			held++
 		}
+	}
+	t.Logf("%d connections were handed over, %d relayed", handed.HandedOver, handed.Relayed)
+	if handed.HandedOver == 0 || handed.Relayed != 0 {
+		t.Errorf("%d of %d connections were handed over, %d relayed", handed.HandedOver, n, handed.Relayed)
 	}
 	if held != 1 {
 		t.Errorf("%d connections accepted before the backend was ready, want 1", held)

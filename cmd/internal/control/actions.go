@@ -51,13 +51,11 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 				s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
 			}
 			c.box.post(func(now time.Time) {
-				c.step(s, now, policy.Counted{Index: a.Index, Flows: n + r.relays, Known: err == nil})
+				c.step(s, now, policy.Counted{Index: a.Index, Flows: n + r.carries, Known: err == nil})
 			})
 		})
 	case policy.Serve:
-		h := s.held[a.Conn]
-		delete(s.held, a.Conn)
-		s.todo = append(s.todo, serving{held: h, replica: s.replica(a.Index)})
+		c.take(s, now, a.Conn, a.Index)
 	case policy.Reset:
 		c.reset(s.held[a.Conn].fd)
 		delete(s.held, a.Conn)

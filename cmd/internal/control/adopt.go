@@ -111,6 +111,7 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 			if !known[ep] && slices.Contains(sv.Slots, addr(p)) {
 				known[ep] = true
 				s.endpoints = append(s.endpoints, ep)
+				c.endpoints[ep] = s
 			}
 		}
 	}
@@ -130,5 +131,8 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 func (c *Control) forget(s *service) {
 	c.due.set(s, time.Time{})
 	delete(c.services, s.name)
+	for _, ep := range s.endpoints {
+		delete(c.endpoints, ep)
+	}
 	s.log.Info().Msg("removed")
 }

@@ -13,6 +13,7 @@ import (
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/handover"
 	"sluice/conntrack"
 	"sluice/nft"
 	"sluice/podman"
@@ -58,6 +59,11 @@ type Recorder interface {
 	Handover(result string)
 }
 
+// Porter makes kernel flows of held connections.
+type Porter interface {
+	Handover(ctx context.Context, batch []handover.Held, done func(int, handover.Result))
+}
+
 // Options are the parts that a [Control] joins.
 type Options struct {
 	Config   *config.Config
@@ -65,6 +71,7 @@ type Options struct {
 	Flows    Flows
 	Replicas Replicas
 	Accept   accept.Loop
+	Porter   Porter // nil: every held connection is relayed
 	Record   Recorder
 	Log      zerolog.Logger
 }
@@ -83,7 +90,9 @@ type Control struct {
 	// Owned by the goroutine of Run.
 	services  map[string]*service
 	listeners map[uint64]*listener
+	endpoints map[nft.Endpoint]*service
 	due       deadlines
+	todo      []serving // connections taken in this turn
 	nextConn  uint64
 	nextID    uint64
 	stopping  bool
@@ -98,7 +107,7 @@ type message func(now time.Time)
 func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
-		services: map[string]*service{}, listeners: map[uint64]*listener{},
+		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{},
 		ready: make(chan struct{}),
 	}
 	c.app = newApplier(o.Table, o.Log)
@@ -142,12 +151,22 @@ func (c *Control) AcceptError(id uint64, err error) {
 // Zero takes the hint that a backend has lost its last flow.
 func (c *Control) Zero(b conntrack.Backend) {
 	c.box.post(func(now time.Time) {
-		for _, s := range c.services {
-			if r := s.byAddr(b.Backend); r != nil {
-				c.step(s, now, policy.Quiet{Index: r.index})
-			}
+		ep := nft.Endpoint{Addr: b.Service.Addr(), Proto: b.Proto, Port: b.Service.Port()}
+		s := c.endpoints[ep]
+		if s == nil {
+			return
+		}
+		if r := s.byAddr(b.Backend); r != nil {
+			c.quiet(s, now, r)
 		}
 	})
+}
+
+// quiet lets a service look at its load at once when a backend has become
+// free, rather than at the next tick.
+func (c *Control) quiet(s *service, now time.Time, r *replica) {
+	c.step(s, now, s.load(c.opt.Flows))
+	c.step(s, now, policy.Quiet{Index: r.index})
 }
 
 const (
@@ -195,12 +214,15 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 				m(time.Now())
 			}
 			clear(batch)
+			c.serve()
 		case now := <-load.C:
 			c.loads(now)
+			c.serve()
 		case <-dump.C:
 			c.correct()
 		case <-timer.C:
 			c.ticks(time.Now())
+			c.serve()
 		}
 	}
 }
@@ -212,7 +234,6 @@ func (c *Control) step(s *service, now time.Time, ev policy.Event) {
 	for _, a := range actions {
 		c.do(s, now, a)
 	}
-	c.serve(s)
 	c.due.set(s, s.policy.Deadline())
 	if phase := s.policy.Phase(); phase != was {
 		s.log.Debug().Stringer("from", was).Stringer("to", phase).Msg("phase")
@@ -271,6 +292,7 @@ func (c *Control) open(cfg config.Service) error {
 		w := &listener{id: c.nextID, ln: ln, endpoint: ep, service: s}
 		s.listeners = append(s.listeners, w)
 		s.endpoints = append(s.endpoints, ep)
+		c.endpoints[ep] = s
 		c.listeners[w.id] = w
 		if err := c.opt.Accept.Add(w.id, ln); err != nil {
 			return fmt.Errorf("service %s: accept on %s: %w", s.name, ep, err)
@@ -319,21 +341,20 @@ func (c *Control) shutdown(grace time.Duration) {
 			c.log.Debug().Err(err).Msg("listener not disarmed")
 		}
 	}
+	n := 0
+	for _, s := range c.services {
+		n += s.carrying()
+	}
+	if n == 0 {
+		return
+	}
+	c.log.Info().Int("connections", n).Dur("grace", grace).Msg("stopping, waiting for connections that are handed over or relayed")
 	done := make(chan struct{})
 	go func() { c.talk.Wait(); close(done) }()
 	select {
 	case <-done:
-	default:
-		n := 0
-		for _, s := range c.services {
-			n += s.relaying()
-		}
-		c.log.Info().Int("relays", n).Dur("grace", grace).Msg("stopping, waiting for relayed connections")
-		select {
-		case <-done:
-		case <-time.After(grace):
-			c.log.Warn().Msg("relayed connections cut")
-		}
+	case <-time.After(grace):
+		c.log.Warn().Msg("relayed connections cut")
 	}
 }
 

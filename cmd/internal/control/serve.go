@@ -3,42 +3,142 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/handover"
 	"sluice/cmd/internal/relay"
 	"sluice/policy"
 )
 
 // serving is a held connection on its way to a backend.
 type serving struct {
+	service *service
 	held    held
 	replica *replica
+	backend netip.AddrPort
+	from    time.Time
 }
 
 const (
-	dialTimeout = 5 * time.Second
-	rehold      = 100 * time.Millisecond
+	dialTimeout     = 5 * time.Second
+	handoverTimeout = 5 * time.Second
+	rehold          = 100 * time.Millisecond
 )
 
-// serve gives connections to the backends that the step in progress has
-// chosen for them.
-func (c *Control) serve(s *service) {
-	for _, v := range s.todo {
-		v.replica.relays++
-		s.counts.relayed++
-		c.talk.Go(func() { c.relay(s, v) })
-	}
-	s.todo = s.todo[:0]
+// take notes that a connection goes to a backend. What one turn of the owner
+// has collected is handed over together, by [Control.serve].
+func (c *Control) take(s *service, now time.Time, conn uint64, index int) {
+	r := s.replica(index)
+	r.carries++
+	c.todo = append(c.todo, serving{service: s, held: s.held[conn], replica: r, backend: r.addr, from: now})
+	delete(s.held, conn)
 }
 
-// relay carries one connection for its whole life. A backend that cannot be
-// reached gives the connection back to be held again, until its time is up:
-// nothing has been read from it yet.
-func (c *Control) relay(s *service, v serving) {
-	addr := v.replica.addr
-	backend, err := relay.Dial(c.ctx, addr, dialTimeout)
+// serve makes flows of the connections that were taken, and relays those that
+// cannot be one.
+func (c *Control) serve() {
+	if len(c.todo) == 0 {
+		return
+	}
+	var move, pass []serving
+	for _, v := range c.todo {
+		if c.opt.Porter == nil || v.service.cfg.Handover == config.HandoverRelay {
+			pass = append(pass, v)
+		} else {
+			move = append(move, v)
+		}
+	}
+	c.todo = c.todo[:0]
+	for _, v := range pass {
+		c.relay(v, handover.Result{Reason: handover.Forced})
+	}
+	if len(move) > 0 {
+		c.talk.Go(func() { c.handover(move) })
+	}
+}
+
+// handover moves connections into the kernel. It ends when each of them is a
+// flow, a relay, held again or gone.
+func (c *Control) handover(move []serving) {
+	batch := make([]handover.Held, 0, len(move))
+	sent := make([]serving, 0, len(move))
+	for _, v := range move {
+		client, service, err := ends(v.held.fd)
+		if err != nil { // reset by the client
+			_ = unix.Close(v.held.fd)
+			c.box.post(func(now time.Time) { c.ported(now, v, handover.Result{Reason: handover.Gone, Err: err}) })
+			continue
+		}
+		batch = append(batch, handover.Held{FD: v.held.fd, Client: client, Service: service, Backend: v.backend})
+		sent = append(sent, v)
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, handoverTimeout)
+	defer cancel()
+	c.opt.Porter.Handover(ctx, batch, func(i int, res handover.Result) {
+		c.box.post(func(now time.Time) { c.ported(now, sent[i], res) })
+	})
+}
+
+// ends returns the two ends of an accepted connection.
+func ends(fd int) (client, service netip.AddrPort, err error) {
+	peer, err := unix.Getpeername(fd)
+	if err != nil {
+		return client, service, fmt.Errorf("peer of held connection: %w", err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return client, service, fmt.Errorf("address of held connection: %w", err)
+	}
+	return addrPort(peer), addrPort(name), nil
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)) //nolint:gosec // a port
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)) //nolint:gosec // a port
+	}
+	return netip.AddrPort{}
+}
+
+// ported takes the result of one handover.
+func (c *Control) ported(now time.Time, v serving, res handover.Result) {
+	if res.Reason.Relay() {
+		c.relay(v, res)
+		return
+	}
+	s := v.service
+	c.opt.Record.Handover(string(res.Reason))
+	e := s.log.Debug()
+	switch res.Reason {
+	case handover.Done:
+		s.counts.handedOver++
+		c.opt.Record.ColdStart("handover", now.Sub(v.from))
+	case handover.Failed:
+		e = s.log.Warn()
+	}
+	e.AnErr("error", res.Err).Str("backend", v.replica.name).Str("result", string(res.Reason)).
+		Dur("took", now.Sub(v.from)).Msg("held connection handed over")
+	c.released(s, now, v.replica)
+}
+
+// relay begins to carry a connection for its whole life.
+func (c *Control) relay(v serving, res handover.Result) {
+	v.service.log.Debug().AnErr("error", res.Err).Str("backend", v.replica.name).Str("reason", string(res.Reason)).Msg("held connection relayed")
+	c.talk.Go(func() { c.carry(v, string(res.Reason)) })
+}
+
+// carry relays one connection. A backend that cannot be reached gives it back
+// to be held again, until its time is up: nothing has been read from it yet.
+func (c *Control) carry(v serving, reason string) {
+	s := v.service
+	backend, err := relay.Dial(c.ctx, v.backend, dialTimeout)
 	if err != nil {
 		s.log.Warn().Err(err).Str("backend", v.replica.name).Msg("backend not reached, connection held again")
 		time.AfterFunc(rehold, func() {
@@ -51,23 +151,29 @@ func (c *Control) relay(s *service, v serving) {
 	}
 	client, err := relay.FromFD(v.held.fd)
 	if err != nil {
-		s.log.Error().Err(err).Msg("connection lost")
+		s.log.Error().Err(err).Msg("held connection lost")
 		_ = backend.Close()
-	} else {
-		c.opt.Record.Handover("relay_forced")
-		st, err := relay.Run(c.ctx, client, backend)
-		if err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, context.Canceled) {
-			s.log.Debug().Err(err).Str("backend", v.replica.name).Int64("up", st.ToBackend).Int64("down", st.ToClient).Msg("relay ended")
-		}
+		c.box.post(func(now time.Time) { c.released(s, now, v.replica) })
+		return
 	}
-	c.box.post(func(now time.Time) { c.released(s, now, v.replica) })
+	c.opt.Record.Handover(reason)
+	c.box.post(func(time.Time) { s.counts.relayed++; v.replica.relays++ })
+	st, err := relay.Run(c.ctx, client, backend)
+	if err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, context.Canceled) {
+		s.log.Debug().Err(err).Str("backend", v.replica.name).Int64("to_backend", st.ToBackend).Int64("to_client", st.ToClient).Msg("relay ended")
+	}
+	c.box.post(func(now time.Time) {
+		v.replica.relays--
+		c.released(s, now, v.replica)
+	})
 }
 
-// released takes a relayed connection off its backend.
+// released takes a connection off its backend: the kernel carries it now, or
+// it has ended.
 func (c *Control) released(s *service, now time.Time, r *replica) {
-	r.relays--
-	if r.relays == 0 {
-		c.step(s, now, policy.Quiet{Index: r.index})
+	r.carries--
+	if r.carries == 0 {
+		c.quiet(s, now, r)
 	}
 }
 

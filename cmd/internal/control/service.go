@@ -41,7 +41,8 @@ type replica struct {
 	id      string         // of the container; "" as long as addr is zero
 	addr    netip.AddrPort // zero until its start has returned
 	since   time.Time      // addr and id are known
-	relays  int            // relayed connections it carries
+	carries int            // connections that the daemon still has a part in
+	relays  int            // of these, those that are relayed
 	begun   uint64         // flows it was given, as last counted
 	unprobe func()         // ends its checks; nil: none run
 	unwatch func()         // ends the death watch; nil: none runs
@@ -59,8 +60,7 @@ type service struct {
 	endpoints []nft.Endpoint // also those of a service without listeners
 	replicas  map[int]*replica
 	held      map[uint64]held
-	todo      []serving // what the step in progress asks to serve
-	removed   bool      // not configured any more: drain, then forget
+	removed   bool // not configured any more: drain, then forget
 
 	slots   []netip.AddrPort // as asked for last
 	due     time.Time
@@ -137,9 +137,18 @@ func (s *service) byAddr(a netip.AddrPort) *replica {
 	return nil
 }
 
+// relaying counts the connections that the daemon relays, carrying also those
+// that are being handed over.
 func (s *service) relaying() (n int) {
 	for _, r := range s.replicas {
 		n += r.relays
+	}
+	return n
+}
+
+func (s *service) carrying() (n int) {
+	for _, r := range s.replicas {
+		n += r.carries
 	}
 	return n
 }
@@ -149,7 +158,7 @@ func (s *service) relaying() (n int) {
 func (s *service) load(flows Flows) policy.Load {
 	l := policy.Load{Known: true, Flows: map[int]int{}}
 	for _, r := range s.replicas {
-		l.Flows[r.index] = r.relays
+		l.Flows[r.index] = r.carries
 		if !r.addr.IsValid() {
 			continue
 		}
