@@ -106,6 +106,21 @@ func BenchmarkRestore(b *testing.B) {
 				}
 			}
 		})
+		b.Run(fmt.Sprint(n, " after a flush"), func(b *testing.B) {
+			ns := testenv.NewNS(b, "bench")
+			tab := open(b, ns)
+			if err := tab.Apply(many(n, 2)); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				b.StopTimer()
+				ns.Run(b, "nft", "flush ruleset")
+				b.StartTimer()
+				if changed, err := tab.Restore(); err != nil || !changed {
+					b.Fatal(changed, err)
+				}
+			}
+		})
 	}
 }
 
