@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -214,6 +215,84 @@ func TestDribble(t *testing.T) {
 		}
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// leaky lets all of the client's packets through.
+type leaky struct{ *nft.Table }
+
+func (l leaky) Freeze(ts []nft.Tuple, d time.Duration) error {
+	return l.Table.Freeze(l.elsewhere(ts), d)
+}
+
+func (l leaky) Unfreeze(ts []nft.Tuple) error { return l.Table.Unfreeze(l.elsewhere(ts)) }
+
+func (leaky) elsewhere(ts []nft.Tuple) []nft.Tuple {
+	out := slices.Clone(ts)
+	for i := range out {
+		out[i].Service = netip.AddrPortFrom(out[i].Service.Addr(), 9)
+	}
+	return out
+}
+
+// What was under way to the socket when it was frozen comes in after it has been
+// inspected for the last time.
+func TestLate(t *testing.T) {
+	t.Parallel()
+	for _, before := range []int{0, 3000} {
+		for _, closes := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d bytes/closes %v", before, closes), func(t *testing.T) {
+				t.Parallel()
+				l := newLab(t)
+				heards := make(chan heard, 1)
+				l.serve(t, listener(heards))
+				h := l.hold(t, service4)
+				c := dial(t, l.Client, service4)
+				sent := text(before, 5)
+				if _, err := c.Write(sent); err != nil {
+					t.Fatal(err)
+				}
+				held := h.accept()
+				waitBytes(t, held, before)
+				l.warm(t, service4)
+				s := &steps{Freezer: leaky{l.table}, Tracker: l.tracker}
+				s.at = func(at string) {
+					if at != "before track" {
+						return
+					}
+					if _, err := c.Write([]byte("late")); err != nil {
+						t.Error(err)
+					}
+					waitBytes(t, held, before+4)
+					if closes {
+						if err := c.CloseWrite(); err != nil {
+							t.Error(err)
+						}
+						waitState(t, held, stateCloseWait)
+					}
+				}
+				r := l.handover(l.open(t, s, s), held)[0]
+				if r.Reason != Done || r.Err != nil || r.Bytes != before+4 {
+					t.Errorf("result %+v", r)
+				}
+				sent = append(sent, "late"...)
+				if !closes {
+					sent = append(sent, "r"...)
+					if _, err := c.Write([]byte("r")); err != nil {
+						t.Error(err)
+					}
+					if err := c.CloseWrite(); err != nil {
+						t.Error(err)
+					}
+				}
+				if got := <-heards; got.err != nil || string(got.data) != string(sent) {
+					t.Errorf("backend got %d bytes of %d, %v", len(got.data), len(sent), got.err)
+				}
+				if b, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(b), "hello") {
+					t.Errorf("client got %q, %v", b, err)
+				}
+			})
 		}
 	}
 }

@@ -53,7 +53,7 @@ type tcpInfo struct {
 	state, options uint8
 	theirs, ours   uint8
 	advmss         uint32
-	received, sent uint64 // bytes, without SYN and FIN
+	received, sent uint64 // bytes; a FIN counts as one received
 }
 
 // Offsets in struct tcp_info. The window scales are two 4-bit fields in byte 6,
@@ -139,13 +139,12 @@ func inspect(fd int) (*held, Reason, error) {
 	if r := info.refuse(); r != "" && r != HalfClosed {
 		return h, r, nil
 	}
-	// An urgent byte takes a number in the sequence but is not in the queue;
-	// one the caller has read is in neither.
-	if info.received != uint64(len(h.data)) {
-		return h, Used, nil
-	}
 	if h.finished {
 		return h, HalfClosed, nil
+	}
+	// A byte that the caller has read, or an urgent one, is not in the queue.
+	if info.received != uint64(len(h.data)) {
+		return h, Used, nil
 	}
 	return h, "", nil
 }
@@ -217,9 +216,6 @@ func readHeld(fd int, info tcpInfo) (*held, error) {
 		ecn:      info.options&infoECN != 0,
 		finished: info.state == stateCloseWait,
 		data:     data,
-	}
-	if h.finished {
-		h.isn--
 	}
 	return h, nil
 }

@@ -140,7 +140,7 @@ func finish(c *net.TCPConn, who net.Addr, before, after []byte) error {
 
 // relay serves a held connection as the caller of Handover would, and returns who
 // the backend takes for the client.
-func (l *lab) relay(t testing.TB, h Held) net.Addr {
+func (l *lab) relay(t testing.TB, h Held, set ...func(fd int) error) net.Addr {
 	t.Helper()
 	f := os.NewFile(uintptr(h.FD), "held")
 	fc, err := net.FileConn(f)
@@ -149,7 +149,21 @@ func (l *lab) relay(t testing.TB, h Held) net.Addr {
 	}
 	f.Close()
 	client := fc.(*net.TCPConn)
-	backend := dial(t, l.Host, h.Backend)
+	d := net.Dialer{Timeout: patience, Control: control(set)}
+	d.SetMultipathTCP(false)
+	var bc net.Conn
+	if err := l.Host.Do(func() (err error) {
+		bc, err = d.Dial("tcp", h.Backend.String())
+		return err
+	}); errors.Is(err, syscall.ECONNRESET) {
+		// A backend that resets at once: so does the relay.
+		_ = client.SetLinger(0)
+		client.Close()
+		return nil
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	backend := bc.(*net.TCPConn)
 	var both sync.WaitGroup
 	pipe := func(to, from *net.TCPConn) {
 		_, _ = io.Copy(to, from)
