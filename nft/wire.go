@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"time"
@@ -109,6 +110,10 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		e.lane = l
 	case backends:
 		e.lingers = s.Timeout > 0
+	}
+	// What would not be written like this could not be deleted either.
+	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || !bytes.Equal(again.Val, s.Val) && h.kind != spread {
+		return e, fmt.Errorf("decode element of %s: %w", h.name(f), ErrInvalid)
 	}
 	return e, nil
 }
