@@ -1,4 +1,60 @@
-TAGS := remote containers_image_openpgp exclude_graphdriver_btrfs
+# The build tags of Podman's bindings: clients only, no C libraries. They stand
+# here and in .golangci.yml.
+TAGS := remote,containers_image_openpgp,exclude_graphdriver_btrfs
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX  ?= /usr/local
+UNITDIR ?= /etc/systemd/system
+
+GOLANGCI := 2.12.2
+
+# The version is told by VERSION; without -buildvcs=false a build fails where
+# git refuses to look at another user's clone.
+static := CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
+
+.PHONY: help deps build demo test lint bench install clean
+
+help:
+	@echo 'make build    bin/sluice, static'
+	@echo 'make demo     watch it work: real containers in a sandbox of their own (root)'
+	@echo 'make test     vet and all tests with the race detector (root)'
+	@echo 'make bench    measure it on this machine (root)'
+	@echo 'make lint     golangci-lint'
+	@echo 'make install  to $(PREFIX)/bin, with a systemd unit in $(UNITDIR)'
+	@echo 'make deps     install the programs that are missing; demo, test and bench do so too'
+
+deps:
+	@.ci/deps
 
 build:
-	CGO_ENABLED=0 go build -trimpath -tags "$(TAGS)" -o bin/sluice ./cmd/sluice
+	$(static) -o bin/sluice ./cmd/sluice
+
+demo: deps build
+	@$(static) -o bin/demo ./cmd/demo
+	@bin/demo --sluice bin/sluice
+
+bench: deps build
+	@$(static) -o bin/bench ./cmd/bench
+	@bin/bench --sluice bin/sluice
+
+# Two packages at a time: each runs a Podman of its own and many tests at once.
+# Results are not cached, for they depend on the kernel and on Podman too.
+test: deps
+	CGO_ENABLED=1 go vet -tags '$(TAGS)' ./...
+	CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 10m -tags '$(TAGS)' ./...
+
+lint: bin/golangci-lint-$(GOLANGCI)
+	$< run
+
+bin/golangci-lint-$(GOLANGCI):
+	GOBIN='$(CURDIR)/bin' go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
+	mv bin/golangci-lint $@
+
+install: build
+	install -D -m 0755 bin/sluice '$(DESTDIR)$(PREFIX)/bin/sluice'
+	install -d -m 0755 '$(DESTDIR)$(UNITDIR)'
+	sed 's|@BINDIR@|$(PREFIX)/bin|' cmd/sluice/sluice.service > '$(DESTDIR)$(UNITDIR)/sluice.service'
+	install -d -m 0755 '$(DESTDIR)/etc/sluice/conf.d'
+
+clean:
+	rm -rf bin

@@ -1,0 +1,174 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"sluice/testenv"
+)
+
+// Line is a line of the daemon's log.
+type Line struct {
+	Time    time.Time `json:"time"`
+	Level   string    `json:"level"`
+	Message string    `json:"message"`
+	Event   string    `json:"event"`
+	Service string    `json:"service"`
+	Backend string    `json:"backend"`
+	Error   string    `json:"error"`
+
+	Text string `json:"-"` // as it was written
+}
+
+// Daemon is a running sluice daemon.
+type Daemon struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed once the process has ended
+
+	mu    sync.Mutex
+	lines []Line
+	grown chan struct{} // closed and renewed with every line
+}
+
+// Start runs the daemon and waits until it is ready. It ends with ctx, with t,
+// or by Stop or Kill.
+func (s *Sandbox) Start(ctx context.Context, t testenv.TB) *Daemon {
+	t.Helper()
+	d := &Daemon{done: make(chan struct{}), grown: make(chan struct{})}
+	d.cmd = s.Host.Command(ctx, s.program, "--config", s.config(), "run")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatalf("start daemon: %v", err)
+	}
+	d.cmd.Stdout, d.cmd.Stderr = w, w
+	if err := d.cmd.Start(); err != nil {
+		t.Fatalf("start daemon: %v", err)
+	}
+	_ = w.Close() // the daemon has its own
+	go func() {
+		d.read(bufio.NewScanner(r))
+		_ = r.Close()
+		_ = d.cmd.Wait() // the log says how it ended
+		close(d.done)
+	}()
+	t.Cleanup(func() {
+		d.Stop(t)
+		if t.Failed() {
+			d.tell(t)
+		}
+	})
+	d.Wait(t, 0, "ready", func(l Line) bool { return l.Message == "ready" })
+	return d
+}
+
+func (d *Daemon) read(sc *bufio.Scanner) {
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		l := Line{Text: sc.Text()}
+		_ = json.Unmarshal(sc.Bytes(), &l) // what is no JSON keeps its text
+		d.mu.Lock()
+		d.lines = append(d.lines, l)
+		close(d.grown)
+		d.grown = make(chan struct{})
+		d.mu.Unlock()
+	}
+}
+
+// tell logs the end of the daemon's log.
+func (d *Daemon) tell(t testenv.TB) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range d.lines[max(0, len(d.lines)-40):] {
+		t.Logf("daemon: %s", l.Text)
+	}
+}
+
+// PID is the daemon's process id.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Stop ends the daemon as systemd would, and waits for it. To stop one that has
+// ended is no error.
+func (d *Daemon) Stop(t testenv.TB) { t.Helper(); d.end(t, syscall.SIGTERM) }
+
+// Kill ends the daemon by SIGKILL.
+func (d *Daemon) Kill(t testenv.TB) { t.Helper(); d.end(t, syscall.SIGKILL) }
+
+func (d *Daemon) end(t testenv.TB, sig syscall.Signal) {
+	t.Helper()
+	select {
+	case <-d.done:
+		return
+	default:
+	}
+	_ = d.cmd.Process.Signal(sig) // it may end meanwhile
+	select {
+	case <-d.done:
+	case <-time.After(patience):
+		_ = d.cmd.Process.Kill()
+		t.Errorf("the daemon does not end on signal %v", sig)
+	}
+}
+
+// Mark is the present length of the log, for Wait.
+func (d *Daemon) Mark() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.lines)
+}
+
+// Since returns the lines of the log from a mark on.
+func (d *Daemon) Since(mark int) []Line {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]Line(nil), d.lines[mark:]...)
+}
+
+// Wait returns the first line of the log, from a mark on, that is ok.
+func (d *Daemon) Wait(t testenv.TB, from int, what string, ok func(Line) bool) Line {
+	t.Helper()
+	limit := time.After(patience)
+	for {
+		d.mu.Lock()
+		for ; from < len(d.lines); from++ {
+			if l := d.lines[from]; ok(l) {
+				d.mu.Unlock()
+				return l
+			}
+		}
+		grown := d.grown
+		d.mu.Unlock()
+		select {
+		case <-grown:
+		case <-d.done:
+			t.Fatalf("the daemon has ended")
+		case <-limit:
+			t.Fatalf("the daemon does not log: %s", what)
+		}
+	}
+}
+
+// Event is true of the log line of an event of a service.
+func Event(service, kind string) func(Line) bool {
+	return func(l Line) bool { return l.Service == service && l.Event == kind }
+}
+
+// Memory returns the daemon's resident memory in bytes.
+func (d *Daemon) Memory(t testenv.TB) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", d.PID()))
+	var size, resident int64
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &size, &resident)
+	}
+	if err != nil {
+		t.Fatalf("read the daemon's memory: %v", err)
+	}
+	return resident * int64(os.Getpagesize())
+}
