@@ -274,6 +274,24 @@ func TestSnapshot(t *testing.T) {
 	if err := c.Snapshot(func(*Flow) error { seen++; return stop }); !errors.Is(err, stop) || seen != 1 {
 		t.Errorf("stopped with %v after %d", err, seen)
 	}
+	// Each part is announced before its entries are, which the Watcher relies on
+	// to read events in between; a refusal leaves out the rest.
+	parts, refuse := 0, 3
+	seen = 0
+	err := c.dump(func() error {
+		if parts++; parts == refuse {
+			return stop
+		}
+		return nil
+	}, func(*Flow) error {
+		if seen++; parts == 0 {
+			t.Fatal("entry before its part")
+		}
+		return nil
+	})
+	if !errors.Is(err, stop) || parts != refuse || seen == 0 || seen >= n-n/3 {
+		t.Errorf("%v after %d parts and %d entries", err, parts, seen)
+	}
 	// Whole right after one that was given up, and by many at a time.
 	var wg sync.WaitGroup
 	for range 4 {

@@ -115,16 +115,22 @@ func (l *lab) serve(port uint16, handle func(*net.TCPConn)) {
 			l.t.Fatal(err)
 		}
 		var wg sync.WaitGroup
+		ctx, stop := context.WithCancel(context.Background())
 		wg.Go(func() {
 			for {
 				c, err := ln.Accept()
 				if err != nil {
 					return
 				}
-				wg.Go(func() { handle(c.(*net.TCPConn)) })
+				wg.Go(func() {
+					// A test may have taken away the entry that led to the client.
+					defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
+					handle(c.(*net.TCPConn))
+				})
 			}
 		})
 		l.t.Cleanup(func() {
+			stop()
 			_ = ln.Close()
 			wg.Wait()
 		})

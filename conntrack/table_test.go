@@ -285,7 +285,7 @@ func TestTableConverges(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	lossless, n := 0, 20000
+	lossless, n := 0, 4000
 	for range n {
 		script := make([]byte, 20+r.IntN(300))
 		for i := range script {
