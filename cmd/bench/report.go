@@ -1,0 +1,47 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// report prints a table, line by line as figures come in.
+type report struct{ w io.Writer }
+
+func newReport(w io.Writer) *report { return &report{w} }
+
+func (r *report) title(version string) {
+	var u unix.Utsname
+	kernel := "?"
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	load, _ := os.ReadFile("/proc/loadavg") // for the reader's judgement only
+	busy, _, _ := strings.Cut(string(load), " ")
+	fmt.Fprintf(r.w, "%s\nkernel %s, %d processors, load average %s when begun\n\n", strings.TrimSpace(version), kernel, runtime.NumCPU(), busy)
+	r.row("", "sluice", "without", "figure", "goal")
+}
+
+func (r *report) row(what, with, without, figure, goal string) {
+	fmt.Fprintf(r.w, "%-56s %12s %12s %12s   %s\n", what, with, without, figure, goal)
+}
+
+func msec(d time.Duration) string {
+	return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
+}
+
+// quantile is the smallest value that at least the share q of all do not exceed.
+func quantile[T cmp.Ordered](all []T, q float64) T {
+	all = slices.Sorted(slices.Values(all))
+	return all[min(int(q*float64(len(all))), len(all)-1)]
+}
+
+func median[T cmp.Ordered](all []T) T { return quantile(all, 0.5) }
