@@ -39,15 +39,15 @@ type (
 
 	// Map puts exactly these backends into the service's slots: [Mapped].
 	Map struct {
-		Seq      uint64
-		Backends []int
+		Seq    uint64
+		Shares []Share
 	}
 
 	// Count counts the live flows of a backend by a dump: [Counted].
 	Count struct{ Index int }
 
-	// Stop ends a replica and removes all that is left of it: [Stopped].
-	// Cut is the number of flows that are ended with it.
+	// Stop ends a replica and removes all that is left of it; of a member
+	// only what the kernel still tracks: [Stopped]. Cut is the number of flows that are ended with it.
 	Stop struct {
 		Index int
 		Cut   int
@@ -75,6 +75,9 @@ type (
 	}
 )
 
+// A Share is one backend's part of new flows, by weight.
+type Share struct{ Index, Weight int }
+
 // Kind is what a [Note] tells.
 type Kind string
 
@@ -85,6 +88,7 @@ const (
 	NoteFailed    Kind = "failed"       // For: no new attempt before
 	NoteAsleep    Kind = "asleep"       // no replica carries flows any more
 	NoteReady     Kind = "ready"        // For after its start
+	NoteHealthy   Kind = "healthy"      // again
 	NoteUnhealthy Kind = "unhealthy"    // Err: what the check saw
 	NoteDied      Kind = "died"         // Err: how
 	NoteRetry     Kind = "start-failed" // For: until the next attempt

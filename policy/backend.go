@@ -6,12 +6,15 @@ import "time"
 type backend struct {
 	index    int
 	state    State
-	outdated bool // made from another configuration
-	doomed   bool // stop it as soon as the call in flight has returned
-	ordered  bool // drained by command: not to be taken back
-	sick     bool // its checks fail
-	dead     bool // its program has ended
-	flows    int  // as last known
+	member   bool   // sluice neither starts nor stops it
+	weight   int    // of a member
+	priority int    // of a member
+	hash     string // of a replica: what it was made from
+	doomed   bool   // stop it as soon as the call in flight has returned
+	ordered  bool   // drained by command: not to be taken back
+	sick     bool   // its checks fail
+	dead     bool   // its program has ended
+	flows    int    // as last known
 
 	startAt  time.Time // Start was asked for
 	readyAt  time.Time // first became ready; zero: never was
@@ -24,12 +27,13 @@ type backend struct {
 	mapSeq uint64 // the Map that put it in; 0 with mapped: adopted
 	fence  uint64 // the Map that took it out
 	mapped bool   // the last Map names it
+	share  int    // with this weight
 	err    error  // what its check saw last
 }
 
-// coming says that the backend will serve, or does, unless something fails.
-func (b *backend) coming() bool {
-	if b.outdated || b.doomed || b.ordered {
+// isComing says that the replica will serve, or does, unless something fails.
+func (s *Service) isComing(b *backend) bool {
+	if b.member || s.outdated(b) || b.doomed || b.ordered {
 		return false
 	}
 	switch b.state {
@@ -46,6 +50,7 @@ type Backend struct {
 	Index    int
 	State    State
 	Flows    int
+	Weight   int // its share of new flows now
 	Outdated bool
 	Err      error
 }
@@ -67,7 +72,7 @@ func (s *Service) View() View {
 		if b.state == Ready {
 			v.Ready++
 		}
-		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, b.outdated, b.err})
+		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, b.share, s.outdated(b), b.err})
 	}
 	return v
 }

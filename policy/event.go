@@ -9,6 +9,14 @@ type (
 	// Adopt is the first event of a service: what an earlier run left.
 	Adopt struct{ Replicas []Replica }
 
+	// Configure changes the rules from now on. Replicas made from another
+	// configuration are replaced, the new ones first.
+	Configure struct{ Spec Spec }
+
+	// Members are all the backends that sluice does not start. One that is
+	// missing from the list drains.
+	Members struct{ Members []Member }
+
 	// Accepted reports a connection that the daemon has accepted and now
 	// holds. Queued counts the connections that the kernel still queues.
 	Accepted struct {
@@ -92,6 +100,17 @@ type (
 	Drain struct{ Index int }
 )
 
+// A Member is a backend that sluice does not start. Its index is none that a
+// replica can have: [FirstMember] or more.
+type Member struct {
+	Index    int
+	Weight   int // 0: no new flows
+	Priority int // lower first
+}
+
+// FirstMember is the lowest index of a member.
+const FirstMember = 1 << 16
+
 // A Replica is what [Adopt] tells of a container of an earlier run.
 type Replica struct {
 	Index    int
@@ -102,18 +121,20 @@ type Replica struct {
 	Started  time.Time
 }
 
-func (Adopt) event()    {}
-func (Accepted) event() {}
-func (Prepared) event() {}
-func (Started) event()  {}
-func (Stopped) event()  {}
-func (Health) event()   {}
-func (Died) event()     {}
-func (Mapped) event()   {}
-func (Counted) event()  {}
-func (Quiet) event()    {}
-func (Load) event()     {}
-func (Tick) event()     {}
-func (Wake) event()     {}
-func (Scale) event()    {}
-func (Drain) event()    {}
+func (Adopt) event()     {}
+func (Configure) event() {}
+func (Members) event()   {}
+func (Accepted) event()  {}
+func (Prepared) event()  {}
+func (Started) event()   {}
+func (Stopped) event()   {}
+func (Health) event()    {}
+func (Died) event()      {}
+func (Mapped) event()    {}
+func (Counted) event()   {}
+func (Quiet) event()     {}
+func (Load) event()      {}
+func (Tick) event()      {}
+func (Wake) event()      {}
+func (Scale) event()     {}
+func (Drain) event()     {}

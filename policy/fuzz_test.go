@@ -49,12 +49,24 @@ func drive(t testing.TB, data []byte) {
 		}
 		adopt = append(adopt, r)
 	}
+	members := c>>5&1 != 0
+	if members && c>>6&1 != 0 {
+		spec.Max, spec.Min, spec.Prepare = 0, 0, false
+		adopt = nil
+	}
+	spec.Priority = c >> 7
+	if pop()&1 != 0 {
+		spec.SlowStart = 20 * time.Second
+	}
 	w := newWorld(t, spec, adopt...)
 	boom := errors.New("boom")
 	for len(data) > 0 {
 		op, arg := pop(), pop()
 		i := arg%(spec.Max+1) + 1
-		switch op % 20 {
+		if members && arg&0x30 == 0x30 {
+			i = FirstMember + arg&1
+		}
+		switch op % 22 {
 		case 0, 1:
 			if w.mode != AcceptOff {
 				w.accept()
@@ -75,7 +87,19 @@ func drive(t testing.TB, data []byte) {
 			if w.up[i] && w.probed[i] {
 				w.health(i, false)
 			}
+		case 20:
+			if members {
+				w.members(arg)
+			}
+		case 21:
+			if arg < 8 {
+				spec.Hash = string(rune('a' + arg&1))
+				w.step(Configure{spec})
+			}
 		case 13:
+			if i >= FirstMember {
+				break
+			}
 			if (w.up[i] || w.inited[i]) && w.call[i] == "" {
 				w.die(i)
 			}
@@ -110,11 +134,15 @@ func drive(t testing.TB, data []byte) {
 			w.now = w.now.Add(time.Millisecond)
 			w.load()
 		}
-		if up := len(w.s.backends); up > max(spec.Max+1, len(adopt)) {
+		if up := w.s.replicas(); up > max(spec.Max+1, len(adopt)) {
 			w.failf("%d replicas, at most %d allowed", up, spec.Max+1)
 		}
 	}
 	// From here on the world is friendly.
+	if members {
+		w.members(0xff)
+		w.step(Wake{}) // those drained by order come back
+	}
 	for i := range w.flows {
 		w.flows[i] = 0
 	}
@@ -124,6 +152,18 @@ func drive(t testing.TB, data []byte) {
 		w.failf("connections left unanswered: %v", w.conns)
 	}
 	v := w.s.View()
+	if members {
+		if v.Phase != Warm {
+			w.failf("at rest with healthy members in phase %s: %+v", v.Phase, v)
+		}
+		served := w.served
+		w.accept()
+		w.calm()
+		if w.served != served+1 {
+			w.failf("members do not serve: %+v", w.s.View())
+		}
+		return
+	}
 	if v.Ready != spec.Min {
 		w.failf("at rest with %d ready replicas, want %d: %+v", v.Ready, spec.Min, v)
 	}

@@ -15,6 +15,8 @@ type Spec struct {
 	StartTimeout time.Duration // from wake to ready
 	DrainTimeout time.Duration // then flows are cut; 0: wait for ever
 	Prepare      bool          // sleep with one replica initialised
+	Priority     int           // of replicas among members; lower first
+	SlowStart    time.Duration // a new replica's share grows for so long
 }
 
 const (
@@ -34,16 +36,17 @@ type Service struct {
 	spec     Spec
 	phase    Phase
 	backends []*backend // by index
-	held     []uint64   // connections, oldest first
-	queued   int        // as last known
-	known    bool       // the last Load was
+	list     []Member
+	held     []uint64 // connections, oldest first
+	queued   int      // as last known
+	known    bool     // the last Load was
 	want     int
 	mode     AcceptMode
 	scaler   scaler
 
 	seq, acked uint64
-	mapped     []int // of the last Map
-	fresh      bool  // no Map has been asked for yet
+	mapped     []Share // of the last Map
+	fresh      bool    // no Map has been asked for yet
 
 	busyAt  time.Time // last sign of load
 	wakeAt  time.Time // the wake in progress began; zero: none
@@ -57,6 +60,7 @@ type Service struct {
 	tries   int       // failed starts in a row
 	tryT    time.Time // no start before
 	err     error
+	cause   error // of the last failed start in this wake
 
 	now time.Time
 	out []Action
@@ -97,6 +101,10 @@ func (s *Service) take(ev Event) {
 	switch ev := ev.(type) {
 	case Adopt:
 		s.adopt(ev.Replicas)
+	case Configure:
+		s.spec = ev.Spec
+	case Members:
+		s.members(ev.Members)
 	case Accepted:
 		if s.mode == AcceptOne {
 			s.mode = modeUnset // used up, on one of the listeners
@@ -151,6 +159,12 @@ func (s *Service) take(ev Event) {
 			s.manualT = time.Time{}
 		}
 		s.wanted = true
+		for _, b := range s.backends {
+			if b.member && b.ordered && b.state == Sleeping {
+				b.ordered, b.state, b.readyAt = false, Probing, time.Time{}
+				s.emit(Probe{Index: b.index})
+			}
+		}
 	case Scale:
 		s.busyAt = s.now
 		s.sleep = false
@@ -165,10 +179,10 @@ func (s *Service) take(ev Event) {
 func (s *Service) adopt(rs []Replica) {
 	s.busyAt = s.now
 	for _, r := range rs {
-		b := s.add(&backend{index: r.Index, outdated: r.Hash != s.spec.Hash, startAt: s.now})
+		b := s.add(&backend{index: r.Index, hash: r.Hash, startAt: s.now})
 		if r.Mapped {
 			b.mapped = true
-			s.mapped = append(s.mapped, r.Index)
+			s.mapped = append(s.mapped, Share{Index: r.Index})
 		}
 		switch {
 		case r.Running && r.Mapped:
@@ -180,17 +194,49 @@ func (s *Service) adopt(rs []Replica) {
 		case r.Running:
 			b.state = Probing
 			s.emit(Probe{Index: b.index})
-		case r.Prepared && !b.outdated && !b.mapped:
+		case r.Prepared && !s.outdated(b) && !b.mapped:
 			b.state = Sleeping
 		default:
 			b.state, b.dead = DrainingFlows, true
 			b.drainAt = s.now
 		}
-		if b.outdated {
+		if s.outdated(b) {
 			s.emit(Note{Kind: NoteOutdated, Index: b.index})
 		}
 	}
-	slices.Sort(s.mapped)
+}
+
+// outdated says that a replica was made from another configuration.
+func (s *Service) outdated(b *backend) bool { return !b.member && b.hash != s.spec.Hash }
+
+// members takes the list of backends that sluice does not start.
+func (s *Service) members(list []Member) {
+	s.list = list
+	listed := map[int]bool{}
+	for _, m := range list {
+		listed[m.Index] = true
+		b := s.backend(m.Index)
+		if b == nil {
+			b = s.add(&backend{index: m.Index, member: true, state: Probing, startAt: s.now})
+			s.emit(Probe{Index: b.index})
+		}
+		b.weight, b.priority = m.Weight, m.Priority
+		if b.state == DrainingFlows && !b.ordered { // listed again
+			b.state = Probing
+			if !b.sick && !b.readyAt.IsZero() {
+				b.state = Ready
+			}
+		}
+	}
+	s.backends = slices.DeleteFunc(s.backends, func(b *backend) bool {
+		return b.member && !listed[b.index] && b.state == Sleeping
+	})
+	for _, b := range s.backends {
+		if b.member && !listed[b.index] && b.state != Stopping {
+			b.ordered = false
+			s.leave(b)
+		}
+	}
 }
 
 func (s *Service) prepared(b *backend, err error) {
@@ -231,7 +277,7 @@ func (s *Service) retry(b *backend, err error) {
 	wait := min(tryBase<<min(s.tries, 16), tryMax)
 	s.tries++
 	s.tryT = s.now.Add(wait)
-	s.err = err
+	s.err, s.cause = err, err
 	s.emit(Note{Kind: NoteRetry, Index: b.index, Err: err, For: wait})
 }
 
@@ -241,7 +287,14 @@ func (s *Service) stopped(b *backend, err error) {
 		s.emit(Note{Kind: NoteStopFail, Index: b.index, Err: err, For: restop})
 		return
 	}
+	if b.member && b.ordered {
+		b.state = Sleeping // until it is woken
+		return
+	}
 	s.backends = slices.DeleteFunc(s.backends, func(x *backend) bool { return x == b })
+	if b.member {
+		s.members(s.list) // it may be listed again
+	}
 }
 
 func (s *Service) health(b *backend, ev Health) {
@@ -253,6 +306,8 @@ func (s *Service) health(b *backend, ev Health) {
 		if b.readyAt.IsZero() {
 			b.readyAt = s.now
 			s.emit(Note{Kind: NoteReady, Index: b.index, For: s.now.Sub(b.startAt)})
+		} else {
+			s.emit(Note{Kind: NoteHealthy, Index: b.index})
 		}
 	case b.state == Ready && !ev.Healthy:
 		b.state, b.sick, b.sickAt = Probing, true, s.now
@@ -260,6 +315,9 @@ func (s *Service) health(b *backend, ev Health) {
 		s.emit(Note{Kind: NoteUnhealthy, Index: b.index, Err: ev.Err})
 	case b.state == DrainingFlows:
 		b.sick = !ev.Healthy
+		if ev.Healthy && b.readyAt.IsZero() {
+			b.readyAt = s.now
+		}
 	}
 }
 
@@ -346,7 +404,9 @@ func (s *Service) drainOrder(index int) {
 		b.ordered = true
 		s.leave(b)
 	case Sleeping:
-		s.stop(b, 0)
+		if !b.member {
+			s.stop(b, 0)
+		}
 	case Starting, Preparing:
 		b.doomed = true
 	}
@@ -364,7 +424,7 @@ func (s *Service) fail(err error) {
 	s.fails++
 	s.failedT = s.now.Add(wait)
 	s.tries, s.tryT = 0, s.failedT
-	s.wakeAt, s.err = time.Time{}, err
+	s.wakeAt, s.err, s.cause = time.Time{}, err, nil
 	s.manualT = time.Time{}
 	s.emit(Note{Kind: NoteFailed, Err: err, For: wait, N: len(s.held)})
 	for _, c := range s.held {
@@ -373,6 +433,7 @@ func (s *Service) fail(err error) {
 	s.held = s.held[:0]
 	for _, b := range s.backends {
 		switch {
+		case b.member:
 		case b.state == Starting || b.state == Preparing:
 			b.doomed = true
 		case b.state == Probing && !b.mapped && b.readyAt.IsZero():

@@ -26,6 +26,9 @@ func (s *Service) expire() {
 		s.fail(s.lateness())
 	}
 	for _, b := range s.backends {
+		if b.member && b.state == Probing {
+			continue // it may come when it likes
+		}
 		late := !s.now.Before(b.startAt.Add(s.spec.StartTimeout))
 		switch {
 		case b.state == Probing && b.readyAt.IsZero() && late:
@@ -65,7 +68,7 @@ func (s *Service) lateness() error {
 			return notReady(s.spec.StartTimeout, b.err)
 		}
 	}
-	return notReady(s.spec.StartTimeout, s.err)
+	return notReady(s.spec.StartTimeout, s.cause)
 }
 
 // decide sets how many replicas are wanted.
@@ -73,7 +76,17 @@ func (s *Service) decide() {
 	before := s.want
 	failed := s.now.Before(s.failedT)
 	ready, active := 0, false
+	beside, ahead := 0, false // members that serve with, or instead of, the replicas
 	for _, b := range s.backends {
+		if b.member {
+			if b.state == Ready && b.weight > 0 {
+				ahead = ahead || b.priority < s.spec.Priority
+				if b.priority == s.spec.Priority {
+					beside++
+				}
+			}
+			continue
+		}
 		if b.state == Ready {
 			ready++
 		}
@@ -89,27 +102,34 @@ func (s *Service) decide() {
 		s.held = s.held[:0]
 	}
 	switch {
-	case failed && ready == 0:
+	case failed && ready == 0, s.spec.Max == 0:
 		s.want = 0
+	case ahead:
+		s.want = s.spec.Min
 	case s.now.Before(s.manualT):
 		s.want = s.manual
 	case s.sleep:
 		s.want = 0
-		if !slices.ContainsFunc(s.backends, func(b *backend) bool { return b.state != Sleeping && b.state != Stopping }) {
+		if !slices.ContainsFunc(s.backends, func(b *backend) bool { return !b.member && b.state != Sleeping && b.state != Stopping }) {
 			s.sleep = false
 			s.want = s.spec.Min
 		}
 	case s.wanted || len(s.held) > 0 || !s.wakeAt.IsZero() || active && (s.now.Before(s.busyAt.Add(s.spec.Idle)) || s.carrying()):
-		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, ready), s.spec.Min, 1)
+		// Members carry load too; with one of them no replica has to.
+		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, ready+beside)-beside, s.spec.Min)
+		if beside == 0 {
+			s.want = max(s.want, 1)
+		}
+		s.want = min(s.want, s.spec.Max)
 	default:
 		s.want = s.spec.Min
 	}
-	if len(s.held) > 0 {
+	if len(s.held) > 0 && s.spec.Max > 0 && beside == 0 && !ahead {
 		s.want = max(s.want, 1)
 	}
 	s.wanted = false
 	switch {
-	case s.want == 0:
+	case s.want == 0 && len(s.held) == 0:
 		s.wakeAt = time.Time{}
 	case s.wakeAt.IsZero() && !s.routable() && !failed:
 		s.wakeAt = s.now
@@ -126,7 +146,7 @@ func (s *Service) carrying() bool {
 
 func (s *Service) coming() (n int) {
 	for _, b := range s.backends {
-		if b.coming() {
+		if s.isComing(b) {
 			n++
 		}
 	}
@@ -140,7 +160,7 @@ func (s *Service) scaleUp() {
 		for missing > 0 {
 			var best *backend
 			for _, b := range s.backends {
-				if ok(b) && (best == nil || b.flows > best.flows) {
+				if !b.member && ok(b) && (best == nil || b.flows > best.flows) {
 					best = b
 				}
 			}
@@ -151,10 +171,10 @@ func (s *Service) scaleUp() {
 			missing--
 		}
 	}
-	take(func(b *backend) bool { return b.state == Starting && b.doomed && !b.outdated && s.mayStart() },
+	take(func(b *backend) bool { return b.state == Starting && b.doomed && !s.outdated(b) && s.mayStart() },
 		func(b *backend) { b.doomed = false })
 	take(func(b *backend) bool {
-		return b.state == DrainingFlows && !b.outdated && !b.ordered && !b.sick && !b.dead
+		return b.state == DrainingFlows && !s.outdated(b) && !b.ordered && !b.sick && !b.dead && !b.readyAt.IsZero()
 	}, func(b *backend) {
 		b.state, b.counting = Ready, false
 		s.emit(Note{Kind: NoteUndrain, Index: b.index, N: b.flows})
@@ -162,22 +182,32 @@ func (s *Service) scaleUp() {
 	if !s.mayStart() {
 		return
 	}
-	take(func(b *backend) bool { return b.state == Sleeping && !b.outdated },
+	take(func(b *backend) bool { return b.state == Sleeping && !s.outdated(b) },
 		func(b *backend) { s.start(b) })
 	for _, b := range s.backends {
-		if b.state == Preparing && !b.outdated && missing > 0 {
+		if b.state == Preparing && !s.outdated(b) && missing > 0 {
 			b.doomed = false
 			missing-- // started as soon as it is prepared
 		}
 	}
-	for missing > 0 && len(s.backends) <= s.spec.Max { // one more than Max while one leaves
+	for missing > 0 && s.replicas() <= s.spec.Max { // one more than Max while one leaves
 		i := 1
 		for s.backend(i) != nil {
 			i++
 		}
-		s.start(s.add(&backend{index: i}))
+		s.start(s.add(&backend{index: i, hash: s.spec.Hash}))
 		missing--
 	}
+}
+
+// replicas counts containers in whatever state.
+func (s *Service) replicas() (n int) {
+	for _, b := range s.backends {
+		if !b.member {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *Service) mayStart() bool {
@@ -195,7 +225,7 @@ func (s *Service) scaleDown() {
 	surplus := s.coming() - s.want
 	for i := len(s.backends) - 1; i >= 0 && surplus > 0; i-- {
 		b := s.backends[i]
-		if !b.coming() || !b.readyAt.IsZero() {
+		if !s.isComing(b) || !b.readyAt.IsZero() {
 			continue
 		}
 		surplus--
@@ -209,13 +239,16 @@ func (s *Service) scaleDown() {
 
 	serving, draining := 0, false
 	for _, b := range s.backends {
+		if b.member {
+			continue
+		}
 		if b.state == Ready {
 			serving++
 		}
 		draining = draining || b.state == DrainingFlows && !b.dead
 	}
 	for _, b := range s.backends { // a new configuration replaces the old
-		if !b.outdated {
+		if !s.outdated(b) {
 			continue
 		}
 		switch {
@@ -232,7 +265,7 @@ func (s *Service) scaleDown() {
 	for surplus > 0 && (s.want == 0 || !draining) && (s.known || s.sleep) {
 		var victim *backend
 		for _, b := range s.backends {
-			if b.state == Ready && b.coming() &&
+			if b.state == Ready && s.isComing(b) &&
 				(victim == nil || b.flows < victim.flows || b.flows == victim.flows && !b.readyAt.Before(victim.readyAt)) {
 				victim = b
 			}
@@ -251,13 +284,54 @@ func (s *Service) victim(b *backend) {
 	s.leave(b)
 }
 
-// remap asks for the slots of exactly the ready backends.
-func (s *Service) remap() {
-	var want []int
+// tier is the priority of the backends that get new flows: the lowest number
+// among those that are ready.
+func (s *Service) tier() (tier int, ok bool) {
 	for _, b := range s.backends {
-		if b.state == Ready {
-			want = append(want, b.index)
+		if b.state == Ready && s.weight(b) > 0 && (!ok || s.priority(b) < tier) {
+			tier, ok = s.priority(b), true
 		}
+	}
+	return tier, ok
+}
+
+func (s *Service) priority(b *backend) int {
+	if b.member {
+		return b.priority
+	}
+	return s.spec.Priority
+}
+
+// Replicas weigh ReplicaWeight; a new one grows to it in steps.
+const (
+	ReplicaWeight = 100
+	slowSteps     = 10
+)
+
+// weight is the backend's share of new flows.
+func (s *Service) weight(b *backend) int {
+	if b.member {
+		return b.weight
+	}
+	if at := b.readyAt.Add(s.spec.SlowStart); s.spec.SlowStart > 0 && s.now.Before(at) {
+		step := int(slowSteps * s.now.Sub(b.readyAt) / s.spec.SlowStart)
+		return ReplicaWeight * (1 + step) / slowSteps
+	}
+	return ReplicaWeight
+}
+
+// remap asks for the slots of the ready backends of the first tier.
+func (s *Service) remap() {
+	var want []Share
+	if tier, ok := s.tier(); ok {
+		for _, b := range s.backends {
+			if b.state == Ready && s.priority(b) == tier && s.weight(b) > 0 {
+				want = append(want, Share{b.index, s.weight(b)})
+			}
+		}
+	}
+	if len(want) == 1 {
+		want[0].Weight = ReplicaWeight // all of it, whatever it weighs
 	}
 	if slices.Equal(want, s.mapped) && !s.fresh {
 		return
@@ -265,17 +339,20 @@ func (s *Service) remap() {
 	s.fresh = false
 	s.seq++
 	for _, b := range s.backends {
-		in := b.state == Ready
-		if b.mapped && !in {
+		i := slices.IndexFunc(want, func(w Share) bool { return w.Index == b.index })
+		if b.mapped && i < 0 {
 			b.fence = s.seq
 		}
-		if in && !b.mapped {
+		if i >= 0 && !b.mapped {
 			b.mapSeq = s.seq
 		}
-		b.mapped = in
+		b.mapped, b.share = i >= 0, 0
+		if i >= 0 {
+			b.share = want[i].Weight
+		}
 	}
 	s.mapped = want
-	s.emit(Map{Seq: s.seq, Backends: slices.Clone(want)})
+	s.emit(Map{Seq: s.seq, Shares: slices.Clone(want)})
 }
 
 // serve gives the held connections to backends that the map already names.
@@ -334,6 +411,9 @@ func (s *Service) prepare() {
 	}
 	have := false
 	for _, b := range s.backends {
+		if b.member {
+			continue
+		}
 		if b.state != Sleeping {
 			have = have || b.state != Stopping // not asleep yet, or on its way
 			continue
@@ -343,14 +423,14 @@ func (s *Service) prepare() {
 		}
 		have = true
 	}
-	if have || !s.spec.Prepare || !s.mayStart() || len(s.backends) > s.spec.Max {
+	if have || !s.spec.Prepare || !s.mayStart() || s.replicas() > s.spec.Max {
 		return
 	}
 	i := 1
 	for s.backend(i) != nil {
 		i++
 	}
-	s.add(&backend{index: i, state: Preparing, startAt: s.now})
+	s.add(&backend{index: i, hash: s.spec.Hash, state: Preparing, startAt: s.now})
 	s.emit(Prepare{i})
 }
 
@@ -416,13 +496,23 @@ func (s *Service) Deadline() time.Time {
 	for _, b := range s.backends {
 		switch b.state {
 		case Probing:
+			if b.member {
+				continue
+			}
 			if b.readyAt.IsZero() {
 				due(b.startAt.Add(s.spec.StartTimeout))
 			} else if b.sick {
 				due(b.sickAt.Add(s.spec.StartTimeout))
 			}
 		case Ready:
+			if b.member {
+				continue
+			}
 			due(s.busyAt.Add(s.spec.Idle))
+			if at := b.readyAt.Add(s.spec.SlowStart); s.now.Before(at) {
+				step := s.spec.SlowStart / slowSteps
+				due(b.readyAt.Add((s.now.Sub(b.readyAt)/step + 1) * step))
+			}
 		case DrainingFlows:
 			due(s.drainEnd(b))
 			if !b.counting {

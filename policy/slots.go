@@ -32,20 +32,41 @@ func Spread(weights []int, size int) []int {
 	return out
 }
 
-// SlotCount chooses how many slots n backends of equal weight get, from
-// classes in ascending order: exactly n where there is such a class, else the
-// first that divides evenly, else the first at which no backend's share is
-// off by more than a sixteenth, else the largest.
-func SlotCount(n int, classes []int) int {
+// SlotCount chooses how many slots backends with these weights get, from
+// classes in ascending order: the fewest in which every weight is met exactly,
+// else the fewest in which no share is off by more than a sixteenth of itself,
+// else the largest. Weights below one get no slot.
+func SlotCount(weights, classes []int) int {
+	unit, total, least := 0, 0, 0
+	for _, w := range weights {
+		if w < 1 {
+			continue
+		}
+		unit = gcd(unit, w)
+		total += w
+		if least == 0 || w < least {
+			least = w
+		}
+	}
+	if total == 0 {
+		return 0
+	}
 	for _, c := range classes {
-		if c >= n && c%n == 0 {
+		if c%(total/unit) == 0 {
 			return c
 		}
 	}
 	for _, c := range classes {
-		if c >= 16*n {
+		if c*least >= 8*total { // rounding moves a share by half a slot
 			return c
 		}
 	}
 	return classes[len(classes)-1]
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }

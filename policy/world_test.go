@@ -25,9 +25,9 @@ type world struct {
 	dead    map[int]bool // and the service was told
 	since   map[int]time.Time
 
-	maps    []Map // not acknowledged yet
-	kernel  []int // what the kernel's map names
-	asked   []int // what the last Map names
+	maps    []pending // not acknowledged yet
+	kernel  []int     // what the kernel's map names
+	asked   []int     // what the last Map names
 	left    map[int]bool
 	zeroed  map[int]bool // counted zero after the fence
 	counts  []int
@@ -40,6 +40,12 @@ type world struct {
 	resets int
 	served int
 	notes  []Note
+}
+
+// pending is a map that the kernel has not acknowledged.
+type pending struct {
+	seq   uint64
+	named []int
 }
 
 func newWorld(t testing.TB, spec Spec, adopt ...Replica) *world {
@@ -124,7 +130,14 @@ func (w *world) do(a Action) {
 	case Unprobe:
 		delete(w.probed, a.Index)
 	case Map:
-		for _, i := range a.Backends {
+		var named []int
+		for _, sh := range a.Shares {
+			named = append(named, sh.Index)
+			if sh.Weight < 1 {
+				w.failf("share %+v has no weight", sh)
+			}
+		}
+		for _, i := range named {
 			if !w.healthy[i] || w.dead[i] {
 				w.failf("map names %d, which is not healthy", i)
 			}
@@ -132,13 +145,13 @@ func (w *world) do(a Action) {
 			delete(w.zeroed, i)
 		}
 		for _, i := range w.asked {
-			if !slices.Contains(a.Backends, i) {
+			if !slices.Contains(named, i) {
 				w.drained[i] = w.now
 				w.left[i] = true
 			}
 		}
-		w.asked = a.Backends
-		w.maps = append(w.maps, a)
+		w.asked = named
+		w.maps = append(w.maps, pending{a.Seq, named})
 	case Count:
 		if slices.Contains(w.kernel, a.Index) {
 			w.failf("count of %d before the fence", a.Index)
@@ -176,8 +189,8 @@ func (w *world) ack() bool {
 	}
 	m := w.maps[0]
 	w.maps = w.maps[1:]
-	w.kernel = m.Backends
-	w.step(Mapped{m.Seq})
+	w.kernel = m.named
+	w.step(Mapped{m.seq})
 	return true
 }
 
@@ -194,7 +207,10 @@ func (w *world) finish(i int, err error, permanent bool) {
 		w.step(Started{i, err, permanent})
 	case "stop":
 		if err == nil {
-			for _, m := range []map[int]bool{w.up, w.inited, w.healthy, w.left, w.zeroed} {
+			if i < FirstMember {
+				delete(w.up, i)
+			}
+			for _, m := range []map[int]bool{w.inited, w.healthy, w.left, w.zeroed} {
 				delete(m, i)
 			}
 			delete(w.flows, i)
@@ -260,7 +276,7 @@ func (w *world) calm() {
 			continue
 		}
 		busy := false
-		for i := 1; i <= w.spec.Max+1; i++ {
+		for _, i := range w.indices() {
 			if w.call[i] != "" {
 				w.finish(i, nil, false)
 				busy = true
@@ -273,6 +289,26 @@ func (w *world) calm() {
 			return
 		}
 	}
+}
+
+func (w *world) indices() (all []int) {
+	for _, b := range w.s.backends {
+		all = append(all, b.index)
+	}
+	return all
+}
+
+// members lists two members, or as the bits of arg say.
+func (w *world) members(arg int) {
+	var list []Member
+	for i := range 2 {
+		if arg>>i&1 != 0 {
+			m := Member{Index: FirstMember + i, Weight: arg >> 2 & 3, Priority: arg >> 4 & 1}
+			w.up[m.Index] = true
+			list = append(list, m)
+		}
+	}
+	w.step(Members{list})
 }
 
 // pass lets time go by with a load report each second.

@@ -36,10 +36,10 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Unprobe:
 		s.replica(a.Index).endProbe()
 	case policy.Map:
-		if len(a.Backends) > 0 && s.wake.ready.IsZero() {
+		if len(a.Shares) > 0 && s.wake.ready.IsZero() {
 			s.wake.ready = now
 		}
-		ch := s.table(a.Backends)
+		ch := s.table(a.Shares)
 		ch.seq = a.Seq
 		c.app.apply(ch)
 	case policy.Count:

@@ -53,6 +53,7 @@ func (a *applier) kick() {
 }
 
 const (
+	fenceFallback = 50 * time.Millisecond
 	applyRetryMin = 50 * time.Millisecond
 	applyRetryMax = 5 * time.Second
 )
@@ -108,7 +109,12 @@ func (a *applier) run(ctx context.Context) {
 		}
 		todo = todo[:0]
 		if len(fenced) > 0 {
-			fence()
+			if err := nft.Fence(); err != nil {
+				// Old kernels, or nohz_full: be generous instead. One packet
+				// takes microseconds through the stack.
+				a.log.Debug().Err(err).Msg("no memory barrier")
+				time.Sleep(fenceFallback)
+			}
 			for _, c := range fenced {
 				a.mapped(c.service, c.seq, time.Since(c.at))
 			}

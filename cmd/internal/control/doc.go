@@ -11,5 +11,5 @@
 // this package adds what makes it true: a change is reported as mapped only
 // when the kernel has acknowledged the transaction and, if the change took a
 // backend out, no packet is under way any more that saw the table before it
-// (see fence).
+// (nft.Fence).
 package control

@@ -32,6 +32,8 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 		c.opt.Record.Decision("sleep")
 	case policy.NoteReady:
 		text = fmt.Sprintf("ready after %s", n.For.Round(100*time.Microsecond))
+	case policy.NoteHealthy:
+		text = "healthy again"
 	case policy.NoteUnhealthy:
 		level, text = zerolog.WarnLevel, "unhealthy, taken out"
 	case policy.NoteDied:

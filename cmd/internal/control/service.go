@@ -189,20 +189,15 @@ func (s *service) load(flows Flows) policy.Load {
 }
 
 // table says which slots the backends fill, on every address of the service.
-func (s *service) table(backends []int) change {
-	var addrs []netip.AddrPort
-	for _, i := range backends {
-		addrs = append(addrs, s.replica(i).addr)
+func (s *service) table(shares []policy.Share) change {
+	var addrs, slots []netip.AddrPort
+	var weights []int
+	for _, sh := range shares {
+		addrs = append(addrs, s.replica(sh.Index).addr)
+		weights = append(weights, sh.Weight)
 	}
-	var slots []netip.AddrPort
-	if n := len(addrs); n > 0 {
-		weights := make([]int, n)
-		for i := range weights {
-			weights[i] = 1
-		}
-		for _, i := range policy.Spread(weights, policy.SlotCount(n, nft.Classes())) {
-			slots = append(slots, addrs[i])
-		}
+	for _, i := range policy.Spread(weights, policy.SlotCount(weights, nft.Classes())) {
+		slots = append(slots, addrs[i])
 	}
 	ch := change{service: s.name, endpoints: map[nft.Endpoint]*nft.Service{}}
 	for _, a := range s.slots {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"sluice/podman"
-	"sluice/policy"
 )
 
 // Status is the answer of `sluice status -o json`.
@@ -42,9 +41,6 @@ type BackendStatus struct {
 	Flows   int    `json:"flows"`
 	Weight  int    `json:"weight"`
 }
-
-// weight is that of every container replica.
-const weight = 100
 
 // Status tells how all services are, or the named ones.
 func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
@@ -94,12 +90,9 @@ func (c *Control) status(s *service) ServiceStatus {
 	load := s.load(c.opt.Flows)
 	st.FlowsTotal = load.New
 	for _, b := range v.Backends {
-		bs := BackendStatus{Name: podman.Name(s.name, b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: weight}
+		bs := BackendStatus{Name: podman.Name(s.name, b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
 		if r := s.replicas[b.Index]; r != nil && r.addr.IsValid() {
 			bs.Address = r.addr.String()
-		}
-		if b.State != policy.Ready {
-			bs.Weight = 0
 		}
 		st.Flows += bs.Flows
 		st.Backends = append(st.Backends, bs)
