@@ -15,7 +15,7 @@ func (l *lab) gather(t testing.TB, h *holder, n int) (clients []*net.TCPConn, he
 	t.Helper()
 	of := make(map[netip.AddrPort]*net.TCPConn, n)
 	for range n {
-		c := dial(t, l.Client, h.service)
+		c := dialWith(t, l.Client, h.service, l.dialer(h.service))
 		of[netip.MustParseAddrPort(c.LocalAddr().String())] = c
 	}
 	for range n {

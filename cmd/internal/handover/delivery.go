@@ -101,7 +101,7 @@ func (d *delivery) advance() error {
 		if d.seen > 0 {
 			return nil
 		}
-		return d.send(flagACK, start, nil)
+		return d.send(d.toBackend(flagACK, start, nil))
 	}
 	for before(d.next, end) && before(d.next, d.edge) {
 		n := min(uint32(d.size), end-d.next, d.edge-d.next)
@@ -109,7 +109,7 @@ func (d *delivery) advance() error {
 		if d.next+n == end {
 			flags |= flagPSH
 		}
-		err := d.send(flags, d.next, d.state.data[d.next-start:][:n])
+		err := d.send(d.toBackend(flags, d.next, d.state.data[d.next-start:][:n]))
 		if errors.Is(err, unix.EMSGSIZE) && d.size > d.smallest() {
 			d.size = d.smallest()
 			continue
@@ -128,23 +128,30 @@ func (d *delivery) advance() error {
 // fin repeats the client's FIN, which has arrived here and been acknowledged.
 func (d *delivery) fin() error {
 	defer func() { d.next = d.state.next() }()
-	return d.send(flagACK|flagFIN, d.state.next()-1, nil)
+	return d.send(d.toBackend(flagACK|flagFIN, d.state.next()-1, nil))
 }
 
 // again goes back to what is not acknowledged, in segments that pass anywhere. If
 // the window is closed it asks how things are, with a byte that will be refused.
+//
+// A backend that has sent much in the meantime no longer takes segments that
+// acknowledge none of it (RFC 5961 §5.2), and how much it may be told is known to
+// the client alone: so the client is made to speak, and listened to.
 func (d *delivery) again() error {
+	if err := errors.Join(d.tap.follow(d.pair()), d.send(d.nudge())); err != nil {
+		return err
+	}
 	d.size = min(d.size, d.smallest())
 	d.next = d.una
 	start := d.state.isn + 1
 	if i := d.una - start; !before(d.una, d.edge) && int(i) < len(d.state.data) {
-		return d.send(flagACK, d.una, d.state.data[i:][:1])
+		return d.send(d.toBackend(flagACK, d.una, d.state.data[i:][:1]))
 	}
 	return nil
 }
 
-func (d *delivery) send(flags uint8, seq uint32, data []byte) error {
-	err := d.p.wire.send(d.toBackend(flags, seq, data))
+func (d *delivery) send(s *segment) error {
+	err := d.p.wire.send(s)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) {
 		return nil // as if lost, and sent again
 	}

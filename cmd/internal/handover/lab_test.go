@@ -28,6 +28,7 @@ type lab struct {
 	porter  *Porter
 	table   *nft.Table
 	tracker *conntrack.Conn
+	port    uint16
 }
 
 var (
@@ -84,6 +85,19 @@ func (l *lab) address(service netip.AddrPort) netip.AddrPort {
 		return netip.AddrPortFrom(l.backend.Addr4, 8080)
 	}
 	return netip.AddrPortFrom(l.backend.Addr6, 8080)
+}
+
+// dialer takes the client's ports in turn: what is still tracked of a finished
+// connection would catch the next one of the same port.
+func (l *lab) dialer(service netip.AddrPort) *net.Dialer {
+	l.port = max(l.port+1, 1024)
+	a := l.ClientAddr4
+	if service.Addr().Is6() {
+		a = l.ClientAddr6
+	}
+	d := net.Dialer{Timeout: patience, KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, l.port))}
+	d.SetMultipathTCP(false)
+	return &d
 }
 
 func (l *lab) open(t testing.TB, f Freezer, tr Tracker) *Porter {

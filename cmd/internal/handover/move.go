@@ -13,6 +13,7 @@ import (
 type move struct {
 	*Held
 	p      *Porter
+	tap    *tap
 	peer   *peer
 	state  *held
 	synack *segment
@@ -21,9 +22,8 @@ type move struct {
 // move takes a frozen connection to its end. It calls thawed when the connection
 // is frozen no more, which may be long before.
 func (p *Porter) move(ctx context.Context, t *tap, h *Held, thawed func()) Result {
-	k := pair{h.Backend, h.Client}
-	m := &move{Held: h, p: p, peer: t.watch(k)}
-	defer t.forget(k)
+	m := &move{Held: h, p: p, tap: t, peer: t.watch(h.pair())}
+	defer t.forget(h.pair())
 
 	reason, err := m.connect(ctx)
 	if reason == "" {

@@ -202,3 +202,5 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 func (h *Held) tuple() nft.Tuple {
 	return nft.Tuple{Client: h.Client, Service: h.Service, Backend: h.Backend}
 }
+
+func (h *Held) pair() pair { return pair{h.Backend, h.Client} }

@@ -11,11 +11,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sluice/conntrack"
+	"sluice/testenv"
 )
 
 var (
@@ -201,12 +205,32 @@ func TestRandom(t *testing.T) {
 			}
 			st.playing.Wait()
 			if !st.lossy {
+				l.finished(t)
+			}
+			if !st.lossy {
 				for _, err := range st.waiting {
 					t.Errorf("left waiting: %v", err)
 				}
 			}
 		})
 	}
+}
+
+// finished checks that no flow is tracked as live.
+func (l *lab) finished(t *testing.T) {
+	t.Helper()
+	testenv.Eventually(t, patience, func() (bool, string) {
+		var live []string
+		if err := l.tracker.Snapshot(func(f *conntrack.Flow) error {
+			if f.Live() && f.Orig.Proto == unix.IPPROTO_TCP {
+				live = append(live, f.String())
+			}
+			return nil
+		}); err != nil {
+			return false, err.Error()
+		}
+		return len(live) == 0, strings.Join(live, "\n")
+	})
 }
 
 // talk is a conversation of the two scripts.

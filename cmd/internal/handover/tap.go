@@ -23,14 +23,14 @@ type tap struct {
 	file *os.File
 	done chan struct{}
 
-	mu    sync.Mutex
-	peers map[pair]*peer
+	backends []netip.Addr
+
+	mu       sync.Mutex
+	peers    map[pair]*peer
+	followed []pair
 }
 
 type pair struct{ backend, client netip.AddrPort }
-
-// snapLength holds any IP and TCP header.
-const snapLength = 160
 
 // openTap starts to listen for packets from the given addresses, in the network
 // namespace of the calling thread.
@@ -44,16 +44,35 @@ func openTap(backends []netip.Addr) (*tap, error) {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	t := &tap{
-		file:  os.NewFile(uintptr(fd), "tap"),
-		done:  make(chan struct{}),
-		peers: make(map[pair]*peer),
+		file:     os.NewFile(uintptr(fd), "tap"),
+		done:     make(chan struct{}),
+		backends: backends,
+		peers:    make(map[pair]*peer),
 	}
 	go t.run()
 	return t, nil
 }
 
 func bindTap(fd int, backends []netip.Addr) error {
-	prog, err := bpf.Assemble(tapFilter(backends))
+	if err := attach(fd, backends, nil); err != nil {
+		return err
+	}
+	// Else the kernel copies every packet this host sends, only to filter it.
+	if err := ignoreOutgoing(fd, true); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20); err != nil {
+		return fmt.Errorf("size receive buffer: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)}); err != nil {
+		return fmt.Errorf("bind packet socket: %w", err)
+	}
+	return nil
+}
+
+// attach puts a filter in the place of the one before, if any.
+func attach(fd int, backends []netip.Addr, pairs []pair) error {
+	prog, err := bpf.Assemble(tapFilter(backends, pairs))
 	if err != nil {
 		return fmt.Errorf("assemble filter: %w", err)
 	}
@@ -65,63 +84,18 @@ func bindTap(fd int, backends []netip.Addr) error {
 		&unix.SockFprog{Len: uint16(len(raw)), Filter: &raw[0]}); err != nil {
 		return fmt.Errorf("attach filter: %w", err)
 	}
-	// Else the kernel copies every packet this host sends, only to filter it.
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
-		return fmt.Errorf("ignore outgoing packets: %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20); err != nil {
-		return fmt.Errorf("size receive buffer: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)}); err != nil {
-		return fmt.Errorf("bind packet socket: %w", err)
-	}
 	return nil
 }
 
-// maxFilterAddrs keeps the filter short; jumps reach 255 instructions.
-const maxFilterAddrs = 64
-
-// tapFilter passes the headers of TCP packets from the given addresses (judged
-// by their last 32 bits), or of all if they are many. The packet starts at its
-// IP header.
-func tapFilter(from []netip.Addr) []bpf.Instruction {
-	var v4, v6 []uint32
-	for _, a := range from {
-		b := a.As16()
-		low := uint32(b[12])<<24 | uint32(b[13])<<16 | uint32(b[14])<<8 | uint32(b[15])
-		if a.Is4() {
-			v4 = append(v4, low)
-		} else {
-			v6 = append(v6, low)
-		}
+func ignoreOutgoing(fd int, on bool) error {
+	v := 0
+	if on {
+		v = 1
 	}
-	prog := []bpf.Instruction{bpf.LoadExtension{Num: bpf.ExtProto}}
-	b4, b6 := familyFilter(v4, 9, 12), familyFilter(v6, 6, 20)
-	prog = append(prog, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IP, SkipTrue: uint8(len(b4))})
-	prog = append(prog, b4...)
-	prog = append(prog, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: uint8(len(b6))})
-	prog = append(prog, b6...)
-	return append(prog, bpf.RetConstant{Val: 0})
-}
-
-// familyFilter decides by the protocol byte and the 32 bits at src.
-func familyFilter(addrs []uint32, proto, src uint32) []bpf.Instruction {
-	slices.Sort(addrs)
-	addrs = slices.Compact(addrs)
-	prog := []bpf.Instruction{
-		bpf.LoadAbsolute{Off: proto, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: protoTCP, SkipTrue: 1},
-		bpf.RetConstant{Val: 0},
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, v); err != nil {
+		return fmt.Errorf("ignore outgoing packets: %w", err)
 	}
-	if len(addrs) > maxFilterAddrs {
-		return append(prog, bpf.RetConstant{Val: snapLength})
-	}
-	prog = append(prog, bpf.LoadAbsolute{Off: src, Size: 4})
-	for i, a := range addrs {
-		// Over the other comparisons and the refusal.
-		prog = append(prog, bpf.JumpIf{Cond: bpf.JumpEqual, Val: a, SkipTrue: uint8(len(addrs) - i)})
-	}
-	return append(prog, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: snapLength})
+	return nil
 }
 
 func (t *tap) run() {
@@ -137,10 +111,13 @@ func (t *tap) run() {
 			continue
 		}
 		t.mu.Lock()
-		p := t.peers[pair{s.src, s.dst}]
+		from, to := t.peers[pair{s.src, s.dst}], t.peers[pair{s.dst, s.src}]
 		t.mu.Unlock()
-		if p != nil {
-			p.see(&s)
+		if from != nil {
+			from.see(&s)
+		}
+		if to != nil {
+			to.seeClient(&s)
 		}
 	}
 }
@@ -158,6 +135,38 @@ func (t *tap) forget(k pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.peers, k)
+	if i := slices.Index(t.followed, k); i >= 0 {
+		t.followed = slices.Delete(t.followed, i, i+1)
+		_ = t.refilter() // else too much is seen until the tap is closed
+	}
+}
+
+// follow has the packets of the client seen too, as they leave this host for the
+// backend, translated.
+func (t *tap) follow(k pair) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.followed) >= maxFilterPairs || slices.Contains(t.followed, k) {
+		return nil
+	}
+	t.followed = append(t.followed, k)
+	return t.refilter()
+}
+
+func (t *tap) refilter() error {
+	rc, err := t.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("refilter: %w", err)
+	}
+	if cerr := rc.Control(func(fd uintptr) {
+		err = errors.Join(
+			attach(int(fd), t.backends, t.followed),
+			ignoreOutgoing(int(fd), len(t.followed) == 0),
+		)
+	}); cerr != nil {
+		return fmt.Errorf("refilter: %w", cerr)
+	}
+	return err
 }
 
 // close ends the reader. The socket itself is closed on the side: the kernel
@@ -184,6 +193,8 @@ type sighting struct {
 	acks   int    // plain ACKs seen
 	acked  uint32 // the highest of them, if any
 	window uint16 // the largest that came with it
+	follow bool   // the client's side has been seen
+	client uint32 // the highest it has acknowledged
 }
 
 func (p *peer) see(s *segment) {
@@ -210,6 +221,19 @@ func (p *peer) see(s *segment) {
 	select {
 	case p.wake <- struct{}{}:
 	default:
+	}
+}
+
+// seeClient takes in what goes the other way, this program's own packets included:
+// they acknowledge nothing that the client has not.
+func (p *peer) seeClient(s *segment) {
+	if s.flags&(flagSYN|flagRST|flagACK) != flagACK {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := &p.news; !n.follow || before(n.client, s.ack) {
+		n.follow, n.client = true, s.ack
 	}
 }
 
