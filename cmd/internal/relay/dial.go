@@ -17,7 +17,8 @@ import (
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 6}
 
 // Dial connects to a backend. It gives up after timeout or when ctx is done;
-// a timeout of 0 leaves that to ctx alone. The connection is plain TCP.
+// a timeout of 0 leaves that to ctx alone. Running out of time is a net.Error
+// that says so. The connection is plain TCP.
 func Dial(ctx context.Context, backend netip.AddrPort, timeout time.Duration) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive}
 	// An MPTCP socket falls back on most backends, but only after having
