@@ -48,7 +48,7 @@ func runCommand() *cli.Command {
 			if os.Geteuid() != 0 {
 				return fmt.Errorf("run: root is needed to change nftables and conntrack")
 			}
-			return daemon(c.Context, cfg, c.App.ErrWriter)
+			return daemon(c.Context, cfg, c.String("config"), c.App.ErrWriter)
 		},
 	}
 }
@@ -58,7 +58,7 @@ func runCommand() *cli.Command {
 const relayGrace = 10 * time.Second
 
 // daemon runs sluice until ctx ends.
-func daemon(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
+func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writer) error {
 	log := logger(cfg.Daemon, stderr)
 	log.Info().Str("version", buildVersion()).Int("services", len(cfg.Services)).Msg("sluice starts")
 
@@ -142,12 +142,14 @@ func daemon(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 	close(started)
 	record.Watch(ctl, watcher.Resyncs)
 
+	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ctl.Run(gctx, relayGrace) })
-	g.Go(func() error { return admin.Serve(gctx, adminLn, admin.Handler(ctl)) })
+	g.Go(func() error { return admin.Serve(gctx, adminLn, admin.Handler(ctl, reload)) })
 	if metricsLn != nil {
 		g.Go(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl)) })
 	}
+	g.Go(func() error { return reload.run(gctx) })
 	g.Go(func() error { return guard(gctx, table, log) })
 	g.Go(func() error {
 		select {

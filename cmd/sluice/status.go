@@ -52,6 +52,11 @@ func statusTable(w io.Writer, st control.Status) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if st.ConfigError != "" {
+		if _, err := fmt.Fprintf(w, "configuration not in force: %s\n", st.ConfigError); err != nil {
+			return err
+		}
+	}
 	for _, s := range st.Services {
 		if s.LastError != "" {
 			if _, err := fmt.Fprintf(w, "%s: %s\n", s.Name, s.LastError); err != nil {

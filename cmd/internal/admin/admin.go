@@ -4,6 +4,7 @@
 //
 //	GET  /v1/status?service=NAME     control.Status
 //	GET  /v1/events                  control.Event, one JSON object a line
+//	POST /v1/reload
 //	POST /v1/services/NAME/wake
 //	POST /v1/services/NAME/scale?n=N
 //	POST /v1/services/NAME/drain?backend=N
@@ -36,9 +37,17 @@ type Daemon interface {
 	Follow() (events <-chan control.Event, stop func())
 }
 
+// Reloader reads the configuration again.
+type Reloader interface {
+	Reload(ctx context.Context) error
+}
+
 // Handler serves the API.
-func Handler(d Daemon) http.Handler {
+func Handler(d Daemon, r Reloader) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, req *http.Request) {
+		reply(w, struct{}{}, r.Reload(req.Context()))
+	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		st, err := d.Status(r.Context(), r.URL.Query()["service"]...)
 		reply(w, st, err)
@@ -162,6 +171,7 @@ type Client struct {
 // Dial returns a client of the socket at path. It does not connect yet.
 func Dial(path string) *Client {
 	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
@@ -219,6 +229,15 @@ func (c *Client) Status(ctx context.Context, services ...string) (control.Status
 // Order sends an order, as "wake" or "scale?n=2", to a service.
 func (c *Client) Order(ctx context.Context, service, order string) error {
 	resp, err := c.do(ctx, http.MethodPost, "/v1/services/"+service+"/"+order)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Reload asks the daemon to read its configuration again.
+func (c *Client) Reload(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodPost, "/v1/reload")
 	if err != nil {
 		return err
 	}

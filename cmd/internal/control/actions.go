@@ -22,13 +22,15 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.arm(s, accept.Mode(a.Mode))
 	case policy.Prepare:
 		r := s.replica(a.Index)
-		c.work.Go(func() { c.prepare(s, r.name, a.Index) })
+		spec, limit := s.spec, callTimeout(s)
+		c.work.Go(func() { c.prepare(s, spec, limit, r.name, a.Index) })
 	case policy.Start:
 		if s.wake.start.IsZero() {
 			s.wake.start = now
 		}
 		r := s.replica(a.Index)
-		c.work.Go(func() { c.start(s, r.name, a.Index, r.addr.IsValid()) })
+		spec, limit, prepared := s.spec, callTimeout(s), r.addr.IsValid()
+		c.work.Go(func() { c.start(s, spec, limit, r.name, a.Index, prepared) })
 	case policy.Stop:
 		c.stop(s, a)
 	case policy.Probe:
@@ -65,6 +67,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 }
 
 func (c *Control) arm(s *service, mode accept.Mode) {
+	s.mode = mode
 	for _, l := range s.listeners {
 		if err := c.opt.Accept.Arm(l.id, mode); err != nil {
 			s.log.Error().Err(err).Stringer("listen", l.endpoint).Msg("listener not armed")
@@ -98,10 +101,10 @@ func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
 }
 
 // prepare initialises a replica.
-func (c *Control) prepare(s *service, name string, index int) {
-	ctx, cancel := context.WithTimeout(c.ctx, callTimeout(s))
+func (c *Control) prepare(s *service, spec podman.Spec, limit time.Duration, name string, index int) {
+	ctx, cancel := context.WithTimeout(c.ctx, limit)
 	defer cancel()
-	_, err := c.opt.Replicas.Create(ctx, s.spec, index)
+	_, err := c.opt.Replicas.Create(ctx, spec, index)
 	var r podman.Replica
 	if err == nil {
 		r, err = c.opt.Replicas.Init(ctx, name)
@@ -115,19 +118,19 @@ func (c *Control) prepare(s *service, name string, index int) {
 }
 
 // start starts a replica; a prepared one exists already.
-func (c *Control) start(s *service, name string, index int, prepared bool) {
-	ctx, cancel := context.WithTimeout(c.ctx, callTimeout(s))
+func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name string, index int, prepared bool) {
+	ctx, cancel := context.WithTimeout(c.ctx, limit)
 	defer cancel()
 	var err error
 	if !prepared {
-		_, err = c.opt.Replicas.Create(ctx, s.spec, index)
+		_, err = c.opt.Replicas.Create(ctx, spec, index)
 	}
 	var r podman.Replica
 	if err == nil {
 		r, err = c.opt.Replicas.Start(ctx, name)
 	}
 	if err == nil && !addr(r).IsValid() {
-		err = fmt.Errorf("%s has no IPv4 address on network %q", name, s.spec.Network)
+		err = fmt.Errorf("%s has no IPv4 address on network %q", name, spec.Network)
 	}
 	c.box.post(func(now time.Time) {
 		if err == nil {
@@ -183,19 +186,24 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	r.endProbe()
 	r.endWatch()
 	addr := r.addr
-	timeout := s.cfg.Container.StopTimeout
+	var timeout time.Duration
+	if s.cfg.Container != nil {
+		timeout = s.cfg.Container.StopTimeout
+	}
 	c.work.Go(func() {
 		ctx, cancel := context.WithTimeout(c.ctx, timeout+time.Minute)
 		defer cancel()
-		err := c.opt.Replicas.Stop(ctx, r.name, timeout)
-		if err == nil {
-			err = c.opt.Replicas.Remove(ctx, r.name)
+		var err error
+		if r.index < policy.FirstMember {
+			if err = c.opt.Replicas.Stop(ctx, r.name, timeout); err == nil {
+				err = c.opt.Replicas.Remove(ctx, r.name)
+			}
 		}
 		if err == nil && addr.IsValid() {
 			_, err = c.opt.Flows.Forget(ctx, addr, unix.IPPROTO_TCP)
 		}
 		c.box.post(func(now time.Time) {
-			if err == nil {
+			if err == nil && r.index < policy.FirstMember {
 				delete(s.replicas, a.Index)
 			}
 			c.step(s, now, policy.Stopped{Index: a.Index, Err: err})

@@ -37,46 +37,51 @@ func (c *Control) adopt(ctx context.Context) error {
 	table := c.opt.Table.Services()
 	c.orphans(found, table)
 
+	c.adopted = true
+	now := time.Now()
 	for _, s := range c.services {
-		var left []policy.Replica
-		slots := map[string]bool{}
-		for _, ep := range s.endpoints {
-			have := table[ep]
-			if s.slots == nil {
-				s.slots = have.Slots
-			}
-			for _, a := range have.Slots {
-				slots[a.String()] = true
-			}
-		}
+		var left []podman.Replica
 		for _, p := range found {
-			if p.Service != s.name {
-				continue
+			if p.Service == s.name {
+				left = append(left, p)
 			}
-			r := policy.Replica{Index: p.Index, Hash: p.SpecHash, Started: p.StartedAt}
-			switch p.State {
-			case podman.Running:
-				r.Running = true
-			case podman.Initialized:
-				r.Prepared = true
-			}
-			if r.Running || r.Prepared {
-				c.know(s, p)
-			}
-			r.Mapped = addr(p).IsValid() && slots[addr(p).String()]
-			s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
-			left = append(left, r)
 		}
-		slices.SortFunc(left, func(a, b policy.Replica) int { return a.Index - b.Index })
-		c.step(s, time.Now(), policy.Adopt{Replicas: left})
-		if s.removed {
-			c.step(s, time.Now(), policy.Drain{})
-			if s.policy.Phase() == policy.Cold {
-				c.forget(s)
+		if s.slots == nil {
+			for _, ep := range s.endpoints {
+				s.slots = append(s.slots, table[ep].Slots...)
 			}
+		}
+		c.begin(s, now, left)
+		if s.removed {
+			c.retire(s, now)
 		}
 	}
 	return nil
+}
+
+// begin tells a service what is left of it and lets it go.
+func (c *Control) begin(s *service, now time.Time, left []podman.Replica) {
+	var replicas []policy.Replica
+	for _, p := range left {
+		r := policy.Replica{Index: p.Index, Hash: p.SpecHash, Started: p.StartedAt}
+		switch p.State {
+		case podman.Running:
+			r.Running = true
+		case podman.Initialized:
+			r.Prepared = true
+		}
+		if r.Running || r.Prepared {
+			c.know(s, p)
+		}
+		r.Mapped = addr(p).IsValid() && slices.Contains(s.slots, addr(p))
+		s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
+		replicas = append(replicas, r)
+	}
+	slices.SortFunc(replicas, func(a, b policy.Replica) int { return a.Index - b.Index })
+	c.step(s, now, policy.Adopt{Replicas: replicas})
+	if len(s.cfg.Backends) > 0 {
+		c.resolve(s)
+	}
 }
 
 // orphans makes a draining service of whatever is left of one that is not

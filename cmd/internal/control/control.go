@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
@@ -95,7 +94,11 @@ type Control struct {
 	todo      []serving // connections taken in this turn
 	nextConn  uint64
 	nextID    uint64
-	stopping  bool
+	adopted   bool
+
+	configError string
+
+	stopping bool
 
 	ready chan struct{} // closed when every service is adopted
 }
@@ -182,10 +185,8 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	defer cancel()
 	c.ctx = effects
 	defer c.close()
-	for _, cfg := range c.opt.Config.Services {
-		if err := c.open(cfg); err != nil {
-			return err
-		}
+	if err := c.configure(time.Now(), c.opt.Config); err != nil {
+		return err
 	}
 	if err := c.adopt(ctx); err != nil {
 		return err
@@ -275,49 +276,10 @@ func (c *Control) correct() {
 	}
 }
 
-// open makes a service and its listeners.
-func (c *Control) open(cfg config.Service) error {
-	s := newService(cfg, c.log)
-	for _, l := range cfg.Listen {
-		ep := nft.Endpoint{Addr: l.Addr, Proto: unix.IPPROTO_TCP, Port: l.Port}
-		ln, err := accept.Listen(netip.AddrPortFrom(l.Addr, l.Port), cfg.Start.Backlog)
-		if err != nil {
-			return fmt.Errorf("service %s: %w", s.name, err)
-		}
-		if n, err := ln.Backlog(); err == nil && n < cfg.Start.Backlog {
-			s.log.Warn().Int("backlog", cfg.Start.Backlog).Int("effective", n).
-				Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
-		}
-		c.nextID++
-		w := &listener{id: c.nextID, ln: ln, endpoint: ep, service: s}
-		s.listeners = append(s.listeners, w)
-		s.endpoints = append(s.endpoints, ep)
-		c.endpoints[ep] = s
-		c.listeners[w.id] = w
-		if err := c.opt.Accept.Add(w.id, ln); err != nil {
-			return fmt.Errorf("service %s: accept on %s: %w", s.name, ep, err)
-		}
-		if !local(l.Addr) {
-			s.log.Warn().Stringer("listen", ep).
-				Msgf("address is on no interface of this host: nothing arrives until it is, as by 'ip addr add %s dev lo'",
-					netip.PrefixFrom(l.Addr, l.Addr.BitLen()))
-		}
-	}
-	c.services[s.name] = s
-	return nil
-}
-
 // close ends what Run has opened. Containers, table and flows stay.
 func (c *Control) close() {
 	for _, l := range c.listeners {
-		if err := c.opt.Accept.Remove(l.id); err != nil {
-			c.log.Debug().Err(err).Msg("listener not removed from the accept loop")
-		}
-	}
-	for _, l := range c.listeners {
-		if err := l.ln.Close(); err != nil {
-			c.log.Debug().Err(err).Msg("listener not closed")
-		}
+		c.shut(l)
 	}
 	for _, s := range c.services {
 		for _, h := range s.held {
@@ -351,10 +313,19 @@ func (c *Control) shutdown(grace time.Duration) {
 	c.log.Info().Int("connections", n).Dur("grace", grace).Msg("stopping, waiting for connections that are handed over or relayed")
 	done := make(chan struct{})
 	go func() { c.talk.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(grace):
-		c.log.Warn().Msg("relayed connections cut")
+	limit := time.After(grace)
+	for {
+		select {
+		case <-done:
+			return
+		case <-limit:
+			c.log.Warn().Msg("relayed connections cut")
+			return
+		case <-c.box.signal: // a connection that is not handed over becomes a relay
+			for _, m := range c.box.take(nil) {
+				m(time.Now())
+			}
+		}
 	}
 }
 

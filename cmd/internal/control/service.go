@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -60,7 +59,9 @@ type service struct {
 	endpoints []nft.Endpoint // also those of a service without listeners
 	replicas  map[int]*replica
 	held      map[uint64]held
-	removed   bool // not configured any more: drain, then forget
+	mode      accept.Mode // of its listeners
+	members   int         // indices given to backends that sluice does not start
+	removed   bool        // not configured any more: drain, then forget
 
 	slots   []netip.AddrPort // as asked for last
 	due     time.Time
@@ -89,7 +90,12 @@ func newService(cfg config.Service, log zerolog.Logger) *service {
 		log:      log.With().Str("service", cfg.Name).Logger(),
 		replicas: map[int]*replica{}, held: map[uint64]held{},
 	}
-	s.policy = policy.New(policy.Spec{
+	s.policy = policy.New(policySpec(cfg, spec))
+	return s
+}
+
+func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
+	p := policy.Spec{
 		Scaling: policy.Scaling{
 			Min: cfg.Scale.Min, Max: cfg.Scale.Max,
 			Flows: cfg.Scale.FlowsPerReplica, Rate: cfg.Scale.RatePerReplica,
@@ -99,12 +105,18 @@ func newService(cfg config.Service, log zerolog.Logger) *service {
 		Hash: spec.Hash(), Idle: cfg.Scale.Idle,
 		StartTimeout: cfg.Start.Timeout, DrainTimeout: cfg.Drain.Timeout,
 		Prepare: cfg.Scale.Sleep == config.SleepPrepared,
-	})
-	return s
+	}
+	if cfg.Container == nil {
+		p.Min, p.Max, p.Prepare = 0, 0, false
+	}
+	return p
 }
 
 func podmanSpec(cfg config.Service) podman.Spec {
 	k := cfg.Container
+	if k == nil {
+		return podman.Spec{Service: cfg.Name}
+	}
 	spec := podman.Spec{
 		Service: cfg.Name, Image: k.Image, Port: k.Port, Command: k.Command, Env: k.Env,
 		Network: k.Network, Memory: k.Memory, CPUs: k.CPUs, Pull: string(k.Pull), StopTimeout: k.StopTimeout,
@@ -199,17 +211,21 @@ func (s *service) table(shares []policy.Share) change {
 	for _, i := range policy.Spread(weights, policy.SlotCount(weights, nft.Classes())) {
 		slots = append(slots, addrs[i])
 	}
-	ch := change{service: s.name, endpoints: map[nft.Endpoint]*nft.Service{}}
-	for _, a := range s.slots {
-		ch.removes = ch.removes || !slices.Contains(addrs, a)
-	}
+	leaves := slices.ContainsFunc(s.slots, func(a netip.AddrPort) bool { return !slices.Contains(addrs, a) })
 	s.slots = slots
+	return s.slotted(slots, leaves)
+}
+
+// slotted gives the addresses of the service these slots.
+func (s *service) slotted(slots []netip.AddrPort, leaves bool) change {
+	ch := change{service: s.name, endpoints: map[nft.Endpoint]*nft.Service{}, removes: leaves}
 	for _, ep := range s.endpoints {
-		if s.removed && len(slots) == 0 {
+		switch {
+		case s.removed && len(slots) == 0:
 			ch.endpoints[ep] = nil
-			continue
+		case s.removed || s.owns(ep):
+			ch.endpoints[ep] = &nft.Service{Slots: slots}
 		}
-		ch.endpoints[ep] = &nft.Service{Slots: slots}
 	}
 	return ch
 }
@@ -228,25 +244,6 @@ func (s *service) allows(ev policy.Event) error {
 		}
 	}
 	return nil
-}
-
-// local says whether an address is on an interface of this host.
-func local(a netip.Addr) bool {
-	if a.IsLoopback() {
-		return true
-	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return true // cannot tell: say nothing
-	}
-	return slices.ContainsFunc(addrs, func(n net.Addr) bool {
-		p, ok := n.(*net.IPNet)
-		if !ok {
-			return false
-		}
-		ip, ok := netip.AddrFromSlice(p.IP)
-		return ok && ip.Unmap() == a
-	})
 }
 
 // Index returns N of a replica's name, sluice-SERVICE-N.

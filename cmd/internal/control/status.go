@@ -12,7 +12,8 @@ import (
 
 // Status is the answer of `sluice status -o json`.
 type Status struct {
-	Services []ServiceStatus `json:"services"`
+	Services    []ServiceStatus `json:"services"`
+	ConfigError string          `json:"config_error"` // why the files are not in force; "" if they are
 }
 
 // ServiceStatus is one service's part of [Status].
@@ -57,7 +58,7 @@ func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
 				return
 			}
 		}
-		a.st.Services = []ServiceStatus{}
+		a.st.Services, a.st.ConfigError = []ServiceStatus{}, c.configError
 		for _, s := range c.services {
 			if len(names) == 0 || slices.Contains(names, s.name) {
 				a.st.Services = append(a.st.Services, c.status(s))
@@ -72,6 +73,16 @@ func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
 	case <-ctx.Done():
 		return Status{}, fmt.Errorf("status: %w", ctx.Err())
 	}
+}
+
+// ConfigError notes for [Control.Status] why the configuration files are not
+// in force, or with nil that they are.
+func (c *Control) ConfigError(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	c.box.post(func(time.Time) { c.configError = text })
 }
 
 func (c *Control) status(s *service) ServiceStatus {

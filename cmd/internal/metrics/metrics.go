@@ -21,6 +21,7 @@ type Recorder struct {
 	transaction prometheus.Histogram
 	decisions   *prometheus.CounterVec
 	handovers   *prometheus.CounterVec
+	reloaded    prometheus.Gauge
 	registry    *prometheus.Registry
 }
 
@@ -48,6 +49,9 @@ func New(version, goVersion string) *Recorder {
 		handovers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_handovers_total", Help: "Held connections given to a backend, by how.",
 		}, []string{"result"}),
+		reloaded: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_config_last_reload_successful", Help: "1 if the configuration files are in force, 0 if the last reload has failed.",
+		}),
 		registry: prometheus.NewRegistry(),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -55,7 +59,8 @@ func New(version, goVersion string) *Recorder {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": goVersion},
 	})
 	build.Set(1)
-	r.registry.MustRegister(r.coldStart, r.drain, r.cut, r.transaction, r.decisions, r.handovers, build,
+	r.reloaded.Set(1)
+	r.registry.MustRegister(r.coldStart, r.drain, r.cut, r.transaction, r.decisions, r.handovers, r.reloaded, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
@@ -82,6 +87,14 @@ func (r *Recorder) Decision(reason string) { r.decisions.WithLabelValues(reason)
 
 // Handover records how a held connection was given to a backend.
 func (r *Recorder) Handover(result string) { r.handovers.WithLabelValues(result).Inc() }
+
+// Reloaded records whether the configuration files are in force.
+func (r *Recorder) Reloaded(ok bool) {
+	r.reloaded.Set(0)
+	if ok {
+		r.reloaded.Set(1)
+	}
+}
 
 // Source tells the state of all services.
 type Source interface {

@@ -1,0 +1,249 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/cmd/internal/accept"
+	"sluice/cmd/internal/config"
+	"sluice/nft"
+	"sluice/policy"
+)
+
+// Reload makes cfg the configuration in force, or changes nothing and says
+// why. Services that it leaves as they are are not touched; no flow is cut.
+func (c *Control) Reload(ctx context.Context, cfg *config.Config) error {
+	answer := make(chan error, 1)
+	c.box.post(func(now time.Time) { answer <- c.configure(now, cfg) })
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// configure builds what is new, and only when all of it stands swaps it in and
+// retires what is not configured any more.
+func (c *Control) configure(now time.Time, cfg *config.Config) error {
+	opened, err := c.listen(cfg.Services)
+	if err != nil {
+		return err
+	}
+	maps.Copy(c.listeners, opened)
+	want := map[string]bool{}
+	for _, sc := range cfg.Services {
+		want[sc.Name] = true
+	}
+	for _, s := range c.services {
+		if !want[s.name] && !s.removed {
+			c.retire(s, now)
+		}
+	}
+	var changed []*service
+	for _, sc := range cfg.Services {
+		s := c.services[sc.Name]
+		switch {
+		case s == nil:
+			s = newService(sc, c.log)
+			c.services[s.name] = s
+			c.attach(s, sc)
+			changed = append(changed, s)
+		case s.removed || !reflect.DeepEqual(s.cfg, sc):
+			c.attach(s, sc)
+			c.change(s, now, sc)
+		}
+	}
+	c.detach()
+	if c.adopted {
+		for _, s := range changed {
+			c.begin(s, now, nil)
+		}
+	}
+	return nil
+}
+
+// endpoint is the key of an address in the table.
+func endpoint(l config.Listen) nft.Endpoint {
+	proto := uint8(unix.IPPROTO_TCP)
+	if l.Proto == config.UDP {
+		proto = unix.IPPROTO_UDP
+	}
+	return nft.Endpoint{Addr: l.Addr, Proto: proto, Port: l.Port}
+}
+
+// listen opens a listener for each address that has none yet, or none at all.
+func (c *Control) listen(services []config.Service) (map[uint64]*listener, error) {
+	have := map[nft.Endpoint]bool{}
+	for _, l := range c.listeners {
+		have[l.endpoint] = true
+	}
+	opened := map[uint64]*listener{}
+	fail := func(err error) (map[uint64]*listener, error) {
+		for _, l := range opened {
+			c.shut(l)
+		}
+		return nil, err
+	}
+	for _, s := range services {
+		for _, l := range s.Listen {
+			ep := endpoint(l)
+			if have[ep] {
+				continue
+			}
+			ln, err := accept.Listen(netip.AddrPortFrom(l.Addr, l.Port), s.Start.Backlog)
+			if err != nil {
+				return fail(fmt.Errorf("service %s: %w", s.Name, err))
+			}
+			c.nextID++
+			w := &listener{id: c.nextID, ln: ln, endpoint: ep}
+			if err := c.opt.Accept.Add(w.id, ln); err != nil {
+				_ = ln.Close()
+				return fail(fmt.Errorf("service %s: accept on %s: %w", s.Name, ep, err))
+			}
+			opened[w.id] = w
+			if n, err := ln.Backlog(); err == nil && n < s.Start.Backlog {
+				c.log.Warn().Str("service", s.Name).Int("backlog", s.Start.Backlog).Int("effective", n).
+					Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
+			}
+			if !local(l.Addr) {
+				c.log.Warn().Str("service", s.Name).Stringer("listen", ep).
+					Msgf("address is on no interface of this host: nothing arrives until it is, as by 'ip addr add %s dev lo'",
+						netip.PrefixFrom(l.Addr, l.Addr.BitLen()))
+			}
+		}
+	}
+	return opened, nil
+}
+
+// attach gives a service the listeners of its addresses, those of others too
+// that give them up. Addresses that it had before stay known for their flows.
+func (c *Control) attach(s *service, cfg config.Service) {
+	s.listeners = s.listeners[:0]
+	for _, l := range cfg.Listen {
+		ep := endpoint(l)
+		for _, w := range c.listeners {
+			if w.endpoint == ep {
+				if w.service != nil && w.service != s {
+					w.service.drop(w)
+				}
+				w.service = s
+				s.listeners = append(s.listeners, w)
+			}
+		}
+		if !slices.Contains(s.endpoints, ep) {
+			s.endpoints = append(s.endpoints, ep)
+		}
+		c.endpoints[ep] = s
+	}
+}
+
+func (s *service) drop(w *listener) {
+	s.listeners = slices.DeleteFunc(s.listeners, func(x *listener) bool { return x == w })
+}
+
+// owns says whether the service is configured to listen on an address.
+func (s *service) owns(ep nft.Endpoint) bool {
+	return slices.ContainsFunc(s.listeners, func(w *listener) bool { return w.endpoint == ep })
+}
+
+// detach closes listeners of addresses that are not configured any more and
+// takes them out of the table. Flows through them go on.
+func (c *Control) detach() {
+	gone := change{endpoints: map[nft.Endpoint]*nft.Service{}}
+	for id, w := range c.listeners {
+		if w.service != nil && !w.service.removed && w.service.owns(w.endpoint) {
+			continue
+		}
+		delete(c.listeners, id)
+		if w.service != nil {
+			w.service.drop(w)
+		}
+		c.shut(w)
+		if w.service == nil || !w.service.removed { // that of a removed service drains first
+			gone.endpoints[w.endpoint] = nil
+		}
+	}
+	if len(gone.endpoints) > 0 {
+		c.app.apply(gone)
+	}
+}
+
+func (c *Control) shut(w *listener) {
+	if err := c.opt.Accept.Remove(w.id); err != nil {
+		c.log.Debug().Err(err).Stringer("listen", w.endpoint).Msg("listener not removed from the accept loop")
+	}
+	if err := w.ln.Close(); err != nil {
+		c.log.Debug().Err(err).Stringer("listen", w.endpoint).Msg("listener not closed")
+	}
+}
+
+// change gives a service a new configuration. Replicas made from the old one
+// are replaced if what makes them has changed.
+func (c *Control) change(s *service, now time.Time, cfg config.Service) {
+	old := s.cfg
+	s.cfg, s.spec, s.removed = cfg, podmanSpec(cfg), false
+	s.log.Info().Msg("configuration changed")
+	c.step(s, now, policy.Configure{Spec: policySpec(cfg, s.spec)})
+	if !reflect.DeepEqual(old.Backends, cfg.Backends) {
+		c.resolve(s)
+	}
+	if !reflect.DeepEqual(old.Health, cfg.Health) {
+		for _, b := range s.policy.View().Backends {
+			if r := s.replicas[b.Index]; r != nil && r.unprobe != nil {
+				c.probe(s, r, b.State == policy.Ready)
+			}
+		}
+	}
+	if old.Start.Backlog != cfg.Start.Backlog {
+		for _, w := range s.listeners {
+			if err := unix.Listen(w.ln.FD(), cfg.Start.Backlog); err != nil {
+				s.log.Warn().Err(err).Stringer("listen", w.endpoint).Msg("backlog not changed")
+			}
+		}
+	}
+	// Addresses that are new to a warm service.
+	c.app.apply(s.slotted(s.slots, false))
+	c.arm(s, s.mode)
+}
+
+// retire drains a service that is not configured any more.
+func (c *Control) retire(s *service, now time.Time) {
+	s.removed = true
+	s.log.Info().Msg("not configured any more, draining what is left of it")
+	min0 := policySpec(s.cfg, s.spec)
+	min0.Min, min0.Prepare = 0, false
+	c.step(s, now, policy.Configure{Spec: min0})
+	c.step(s, now, policy.Members{})
+	c.step(s, now, policy.Drain{})
+	if s.policy.Phase() == policy.Cold && c.services[s.name] == s {
+		c.forget(s)
+	}
+}
+
+// local says whether an address is on an interface of this host.
+func local(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return true // cannot tell: say nothing
+	}
+	return slices.ContainsFunc(addrs, func(n net.Addr) bool {
+		p, ok := n.(*net.IPNet)
+		if !ok {
+			return false
+		}
+		ip, ok := netip.AddrFromSlice(p.IP)
+		return ok && ip.Unmap() == a
+	})
+}

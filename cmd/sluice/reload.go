@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/control"
+)
+
+func reloadCommand() *cli.Command {
+	return &cli.Command{
+		Name: "reload", Usage: "read the configuration again; a bad one changes nothing",
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			return client(c).Reload(c.Context)
+		},
+	}
+}
+
+// reloader reads the configuration again: on SIGHUP, on request, and when a
+// file of it is saved.
+type reloader struct {
+	path   string
+	daemon config.Daemon // as at the start
+	ctl    *control.Control
+	log    zerolog.Logger
+	told   func(ok bool)
+
+	mu sync.Mutex // one at a time
+}
+
+// Reload puts the files in force or says why not.
+func (r *reloader) Reload(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	cfg, err := config.Load(r.path)
+	if err == nil {
+		err = r.ctl.Reload(ctx, cfg)
+	}
+	r.told(err == nil)
+	r.ctl.ConfigError(err)
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			r.log.Error().Str("error", strings.TrimSpace(line)).Msg("configuration not reloaded, the one in force stays")
+		}
+		return err
+	}
+	if cfg.Daemon != r.daemon {
+		r.log.Warn().Msg("changes in [daemon] take effect with the next start")
+	}
+	r.log.Info().Int("services", len(cfg.Services)).Msg("configuration reloaded")
+	return nil
+}
+
+// settle is how long a burst of file events may go on: editors write a file
+// in several steps.
+const settle = 300 * time.Millisecond
+
+// run reloads until ctx ends.
+func (r *reloader) run(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
+	var events chan fsnotify.Event
+	var lost chan error
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer w.Close()
+		err = r.watch(w)
+		events, lost = w.Events, w.Errors
+	}
+	if err != nil {
+		r.log.Warn().Err(err).Msg("configuration files are not watched: use SIGHUP or 'sluice reload'")
+	}
+	var saved <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+		case <-saved:
+			saved = nil
+		case ev := <-events:
+			if r.concerns(ev) {
+				saved = time.After(settle)
+			}
+			continue
+		case err := <-lost:
+			r.log.Warn().Err(err).Msg("events of configuration files were lost")
+			saved = time.After(settle)
+			continue
+		}
+		_ = r.watch(w) // conf.d may be new
+		if err := r.Reload(ctx); err != nil && ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// watch follows the directories: most editors replace the file.
+func (r *reloader) watch(w *fsnotify.Watcher) error {
+	if w == nil {
+		return nil
+	}
+	dir := filepath.Dir(r.path)
+	if err := w.Add(dir); err != nil {
+		return err
+	}
+	if err := w.Add(filepath.Join(dir, "conf.d")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// concerns says whether an event is about a file of the configuration.
+func (r *reloader) concerns(ev fsnotify.Event) bool {
+	if ev.Op == fsnotify.Chmod {
+		return false
+	}
+	base := filepath.Base(ev.Name)
+	return ev.Name == filepath.Clean(r.path) || base == "conf.d" ||
+		filepath.Base(filepath.Dir(ev.Name)) == "conf.d" && strings.HasSuffix(base, ".toml") && !strings.HasPrefix(base, ".")
+}
