@@ -51,6 +51,10 @@ func (c *Client) Exited(ctx context.Context, r Replica) error {
 		case now.ID != r.ID && r.ID != "", now.PID != r.PID:
 			return nil
 		case parent(now.PID) != now.conmon:
+			// Or it has just been reaped: Podman is the last to know.
+			if ended(process) {
+				return nil
+			}
 			return fmt.Errorf("%s: %w: process %d is not a child of its conmon", verb, ErrNoPidfd, now.PID)
 		}
 	}
@@ -118,6 +122,16 @@ func awaitDeath(ctx context.Context, process *os.File) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+// ended reports whether the process is known to be dead at this moment.
+func ended(process *os.File) (dead bool) {
+	raw, err := process.SyscallConn() // Fd would put the file into blocking mode
+	if err != nil {
+		return false
+	}
+	err = raw.Control(func(fd uintptr) { dead, _ = readable(int(fd)) })
+	return dead && err == nil
 }
 
 // readable reports whether a pidfd's process is dead.

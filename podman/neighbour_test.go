@@ -16,7 +16,7 @@ import (
 func TestNeighbour(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	ctx := t.Context()
+	ctx := bounded(t)
 	h.pod.CLI(t, "network", "create", "--ipv6", "--subnet", "10.89.78.0/24", "--subnet", "fd78::/64", "dual")
 	h.pod.CLI(t, "run", "-d", "--network", "dual", "--name", "anchor", "--env", "NEVER_LISTEN=1", testenv.Image)
 	n, err := h.c.Network(ctx, "dual")
