@@ -1,0 +1,180 @@
+package health
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// attempt tries the backend once. A connection that is not there within dial
+// is given up; all else has the time-out of the check.
+func (p *prober) attempt(ctx context.Context, dial time.Duration) error {
+	switch p.check.Type {
+	case TCP:
+		return p.tcp(ctx, dial)
+	case HTTP:
+		return p.http(ctx, dial)
+	case Exec:
+		return p.exec(ctx)
+	default:
+		return fmt.Errorf("unknown type of check %q", p.check.Type)
+	}
+}
+
+func (p *prober) tcp(ctx context.Context, timeout time.Duration) error {
+	c, err := p.dial(ctx, timeout, func(fd int) error {
+		// Hold back the ACK that completes the handshake: the reset that
+		// follows closes a connection that accept(2) never returned, and the
+		// application does not even see that it was tried.
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+	})
+	if err != nil {
+		return err
+	}
+	_ = c.Close()
+	return nil
+}
+
+// dial connects to the backend. set may adjust the socket before that.
+func (p *prober) dial(ctx context.Context, timeout time.Duration, set func(fd int) error) (*net.TCPConn, error) {
+	d := net.Dialer{Timeout: timeout, KeepAlive: -1}
+	// Other socket options than TCP's do not work on an MPTCP socket, and one
+	// attempt needs no second path.
+	d.SetMultipathTCP(false)
+	d.Control = func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		if cerr := raw.Control(func(fd uintptr) {
+			// Close with a reset: a port in TIME_WAIT for every attempt
+			// would use up a host's ports at some hundred backends.
+			err = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			if err == nil && set != nil {
+				err = set(int(fd))
+			}
+		}); cerr != nil {
+			return cerr
+		}
+		return err
+	}
+	c, err := d.DialContext(ctx, "tcp", p.target.Addr.String())
+	if err != nil {
+		return nil, p.explain("dial", err)
+	}
+	return c.(*net.TCPConn), nil
+}
+
+const (
+	maxAnswer = 1 << 20  // bytes of an answer that are read at all
+	maxBody   = 64 << 10 // bytes of a body that are read
+)
+
+// http sends one request on a connection of its own. It speaks for itself
+// instead of using http.Transport, which would cost two goroutines per attempt
+// and ten times the memory, for redirects, pools and proxies not wanted here.
+func (p *prober) http(ctx context.Context, timeout time.Duration) error {
+	deadline := time.Now().Add(p.check.Timeout)
+	c, err := p.dial(ctx, timeout, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(deadline); err != nil {
+		return p.explain("set deadline", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	host := p.check.Host
+	if host == "" {
+		host = p.target.Addr.String()
+	}
+	_, err = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+		p.check.Path, host)
+	if err != nil {
+		return p.explain("write", err)
+	}
+	limit := &io.LimitedReader{R: c, N: maxAnswer}
+	r := bufio.NewReader(limit)
+	for {
+		answer, err := http.ReadResponse(r, nil) //nolint:bodyclose // see drain
+		if err != nil && limit.N == 0 {
+			return fmt.Errorf("read tcp %s: answer without end", p.target.Addr)
+		}
+		if err != nil {
+			return p.explain("read", err)
+		}
+		if answer.StatusCode < 200 && answer.StatusCode != http.StatusSwitchingProtocols {
+			continue // 100 Continue, 103 Early Hints: the answer is to come
+		}
+		drain(c, answer.Body)
+		if answer.StatusCode < 200 || answer.StatusCode > 399 {
+			return fmt.Errorf("HTTP %d", answer.StatusCode)
+		}
+		return nil
+	}
+}
+
+// drain lets the application finish its answer: some log a reset in the midst
+// of it. But the status is known, and nobody shall wait for a long body. It
+// does not close body, which would read to the end.
+func drain(c net.Conn, body io.Reader) {
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	_, _ = io.CopyN(io.Discard, body, maxBody)
+}
+
+func (p *prober) exec(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.check.Timeout)
+	defer cancel()
+	code, out, err := p.target.Exec(ctx, p.check.Command)
+	switch {
+	case err == nil && code == 0:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("exec timed out after %s", p.check.Timeout)
+	case err != nil:
+		return fmt.Errorf("exec: %w", err)
+	}
+	if line := lastLine(out); line != "" {
+		return fmt.Errorf("exec exited %d: %s", code, line)
+	}
+	return fmt.Errorf("exec exited %d", code)
+}
+
+// lastLine returns the last line of what a command wrote, for most put there
+// why they fail, cut to what fits a report.
+func lastLine(out string) string {
+	out = strings.TrimSpace(out)
+	out = out[strings.LastIndexByte(out, '\n')+1:]
+	if len(out) > 200 {
+		out = out[:200] + "…"
+	}
+	return strings.ToValidUTF8(out, "?")
+}
+
+// explain words an error of the network. The words do not change from attempt
+// to attempt, as those of package net do with their source ports.
+func (p *prober) explain(op string, err error) error {
+	var ne net.Error
+	var errno syscall.Errno
+	var oe *net.OpError
+	switch {
+	case errors.As(err, &ne) && ne.Timeout():
+		err = os.ErrDeadlineExceeded
+	case errors.As(err, &errno):
+		err = errno
+	case errors.As(err, &oe):
+		err = oe.Err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		err = fmt.Errorf("connection closed without an answer: %w", err)
+	}
+	return fmt.Errorf("%s tcp %s: %w", op, p.target.Addr, err)
+}
