@@ -8,6 +8,9 @@ UNITDIR ?= /etc/systemd/system
 
 GOLANGCI := 2.12.2
 
+# What is tested, as in make test PKGS=./nft
+PKGS ?= ./...
+
 # The version is told by VERSION; without -buildvcs=false a build fails where
 # git refuses to look at another user's clone.
 static := CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
@@ -40,8 +43,8 @@ bench: deps build
 # Two packages at a time: each runs a Podman of its own and many tests at once.
 # Results are not cached, for they depend on the kernel and on Podman too.
 test: deps
-	CGO_ENABLED=1 go vet -tags '$(TAGS)' ./...
-	CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 10m -tags '$(TAGS)' ./...
+	CGO_ENABLED=1 go vet -tags '$(TAGS)' $(PKGS)
+	CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 10m -tags '$(TAGS)' $(PKGS)
 
 lint: bin/golangci-lint-$(GOLANGCI)
 	$< run

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"sluice/cmd/internal/control"
@@ -31,23 +32,42 @@ func cold(ctx context.Context, t testenv.TB, s *sandbox.Sandbox, r *report, roun
 	defer pod.Close()
 	b := bare{ctx, t, s, pod}
 
-	var stop, prep, bareStop, barePrep []time.Duration
-	for range rounds {
-		s.Until(ctx, t, "stop", "sleep", sandbox.Asleep)
-		stop = append(stop, wake(ctx, t, s, stopAddr))
-		s.Until(ctx, t, "stop", "sleep", sandbox.Asleep)
-		bareStop = append(bareStop, b.start())
-		s.Until(ctx, t, "prep", "a prepared replica", prepared)
-		prep = append(prep, wake(ctx, t, s, prepAddr))
-		s.Until(ctx, t, "prep", "a prepared replica", prepared)
-		barePrep = append(barePrep, b.startPrepared())
+	for _, kind := range []struct {
+		sleep, addr string
+		rest        func(control.ServiceStatus) bool
+		bare        func() time.Duration
+	}{
+		{"stop", stopAddr, sandbox.Asleep, b.start},
+		{"prepared", prepAddr, prepared, b.startPrepared},
+	} {
+		var with, without, added []time.Duration
+		for i := range rounds {
+			var pair [2]time.Duration
+			for _, half := range []int{i % 2, 1 - i%2} {
+				s.Until(ctx, t, kind.sleep, "sleep", kind.rest)
+				settle(ctx, t)
+				if half == 0 {
+					pair[0] = wake(ctx, t, s, kind.addr)
+				} else {
+					pair[1] = kind.bare()
+				}
+			}
+			with, without, added = append(with, pair[0]), append(without, pair[1]), append(added, pair[0]-pair[1])
+		}
+		r.row(fmt.Sprintf("cold start, sleep = %q: added, median of %d pairs", kind.sleep, rounds),
+			msec(median(with)), msec(median(without)), msec(median(added)), "< 5 ms")
+		r.row("  the same, best of all", msec(slices.Min(with)), msec(slices.Min(without)), msec(slices.Min(with)-slices.Min(without)), "")
 	}
-	for _, c := range []struct {
-		name       string
-		with, bare []time.Duration
-	}{{"stop", stop, bareStop}, {"prepared", prep, barePrep}} {
-		with, without := median(c.with), median(c.bare)
-		r.row(fmt.Sprintf("cold start from %s, median of %d: added", c.name, rounds), msec(with), msec(without), msec(with-without), "< 5 ms")
+}
+
+// settle lets pass what Podman still does for the container that was removed
+// last: its monitor starts a clean-up that takes a tenth of a second.
+func settle(ctx context.Context, t testenv.TB) {
+	t.Helper()
+	select {
+	case <-time.After(300 * time.Millisecond):
+	case <-ctx.Done():
+		t.Fatalf("interrupted")
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"sluice/cmd/internal/sandbox"
 	"sluice/testenv"
@@ -54,7 +53,7 @@ max = 1
 `, name, addr, httpPort, testenv.Image, scale)
 	}
 	return one("stop", stopAddr, "idle = \"50ms\"\nsleep = \"stop\"") +
-		one("prep", prepAddr, "idle = \"50ms\"\nsleep = \"prepared\"") +
+		one("prepared", prepAddr, "idle = \"50ms\"\nsleep = \"prepared\"") +
 		one("warm", warmAddr, "min = 1")
 }
 
@@ -66,11 +65,9 @@ func bench(ctx context.Context, t testenv.TB, program string, rounds int) {
 	s.Configure(t, services())
 	d := s.Start(ctx, t)
 	s.Until(ctx, t, "warm", "its replica", ready)
-	s.Until(ctx, t, "prep", "a prepared replica", prepared)
-	select {
-	case <-time.After(3 * time.Second):
-	case <-ctx.Done():
-		t.Fatalf("interrupted")
+	s.Until(ctx, t, "prepared", "a prepared replica", prepared)
+	for range 10 {
+		settle(ctx, t)
 	}
 	idle := d.Memory(t)
 
