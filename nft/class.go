@@ -48,18 +48,23 @@ func lanes(mod int) int {
 // its counter serves one service only, so that the service gets its slots
 // strictly in turn whatever others do: two services in lock-step on one
 // counter would see every second slot each. A service that finds all lanes of
-// its class taken goes to the class's random chain, which any number may share.
-// The zero lane is none.
+// its class taken goes to the class's random chain. The chains of the other ways
+// to choose may be shared by any number. The zero lane is none.
 type lane struct {
-	mod    uint16
-	index  uint16
-	random bool
+	mod   uint16
+	index uint16 // of a round-robin lane
+	by    Balance
 }
 
 // String returns the name of the lane's chain.
 func (l lane) String() string {
-	if l.random {
+	switch l.by {
+	case Random:
 		return fmt.Sprintf("random-%d", l.mod)
+	case SourceHash:
+		return fmt.Sprintf("source-%d", l.mod)
+	case FlowHash:
+		return fmt.Sprintf("flow-%d", l.mod)
 	}
 	return fmt.Sprintf("rr-%d-%d", l.mod, l.index)
 }
@@ -77,7 +82,11 @@ func parseLane(name string) (lane, bool) {
 	l := lane{}
 	switch {
 	case part[0] == "random" && len(num) == 1:
-		l = lane{mod: num[0], random: true}
+		l = lane{mod: num[0], by: Random}
+	case part[0] == "source" && len(num) == 1:
+		l = lane{mod: num[0], by: SourceHash}
+	case part[0] == "flow" && len(num) == 1:
+		l = lane{mod: num[0], by: FlowHash}
 	case part[0] == "rr" && len(num) == 2:
 		l = lane{mod: num[0], index: num[1]}
 	default:

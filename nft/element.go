@@ -11,6 +11,7 @@ type kind uint8
 const (
 	known    kind = iota + 1 // set of every service
 	cold                     // set of services with no slots
+	masked                   // set of services whose clients are masqueraded
 	first                    // map of service to the backend of slot 0
 	spread                   // verdict map of service to lane
 	slots                    // maps, one for each class, of service and slot to backend
@@ -20,6 +21,7 @@ const (
 // An element is one entry of a set or map, less the endpoint it is keyed by.
 type element struct {
 	kind kind
+	is   traits         // of known
 	slot uint16         // of slots
 	to   netip.AddrPort // of first and slots
 	lane lane           // of spread; of slots, only mod, the class
@@ -37,10 +39,13 @@ type element struct {
 // old lane miss the new slots and reach the host.
 func elements(s Service, l lane) []element {
 	n := len(s.Slots)
-	es := make([]element, 0, n+3)
-	es = append(es, element{kind: known})
+	es := make([]element, 0, n+4)
+	es = append(es, element{kind: known, is: s.traits()})
 	if n == 0 {
 		return append(es, element{kind: cold})
+	}
+	if s.Masquerade {
+		es = append(es, element{kind: masked})
 	}
 	es = append(es, element{kind: first, to: s.Slots[0]})
 	if n == 1 {
@@ -64,6 +69,8 @@ func service(es []element) (s Service, l lane) {
 	byslot := make([]netip.AddrPort, l.mod)
 	for _, e := range es {
 		switch e.kind {
+		case known:
+			s.Balance, s.Masquerade = e.is.balance, e.is.masquerade
 		case first:
 			single = e.to
 		case slots:

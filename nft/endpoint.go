@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -57,18 +58,32 @@ func (e Endpoint) compare(f Endpoint) int {
 	return int(e.Proto) - int(f.Proto)
 }
 
-// A Service says where new flows to an endpoint go. A flow takes the next slot
-// in turn and goes to the backend that the slot names.
+// A Service says where new flows to an endpoint go. A flow takes a slot and goes
+// to the backend that the slot names.
 type Service struct {
 	// Slots has a length that is a class (see Class), or 0: the service is
 	// cold, its flows are delivered to the host itself, where the daemon
 	// listens. The backends are of the endpoint's address family. A backend
 	// may occupy any number of slots.
 	Slots []netip.AddrPort
+
+	// Balance is how a flow takes a slot.
+	Balance Balance
+
+	// Masquerade gives the backends an address of this host in place of the
+	// client's, for backends whose replies would not come back this way.
+	Masquerade bool
+}
+
+func (s Service) equal(o Service) bool {
+	return slices.Equal(s.Slots, o.Slots) && s.traits() == o.traits()
 }
 
 func (s Service) check(at Endpoint) error {
 	if err := at.check(); err != nil {
+		return err
+	}
+	if err := s.Balance.check(); err != nil {
 		return err
 	}
 	if n := len(s.Slots); n > 0 && Class(n) != n {

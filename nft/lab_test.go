@@ -180,9 +180,13 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 
 // tryDial connects and reads the first line. UDP sends a question first.
 func tryDial(ns *testenv.NS, network, addr string) (*conn, error) {
+	return tryDialFrom(ns, netip.AddrPort{}, network, addr)
+}
+
+func tryDialFrom(ns *testenv.NS, local netip.AddrPort, network, addr string) (*conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	nc, err := ns.Dial(ctx, network, addr)
+	nc, err := ns.DialFrom(ctx, local, network, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,7 @@ const (
 const (
 	setKnown    = "known"
 	setCold     = "cold"
+	setMasked   = "masquerade"
 	setFirst    = "first"
 	setSpread   = "spread"
 	setSlots    = "slots"
@@ -77,6 +78,7 @@ func describe() layout {
 		l.sets = append(l.sets,
 			&nftables.Set{Table: t, Name: setKnown + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setCold + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setMasked + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setBackends + f.name, KeyType: endpoint, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
@@ -127,6 +129,7 @@ func describe() layout {
 			c.add(isFamily(f), concat(service...), verdict(setSpread+f.name))
 			c.add(isFamily(f), concat(service...), value(setFirst+f.name), deliver(f))
 		}
+		natPost.add(ctMark(), isDNAT(), concat(ctDaddr(f), l4proto(), ctDport()), in(setMasked+f.name), masquerade())
 		if f.proto == unix.NFPROTO_IPV4 {
 			natPost.add(isFamily(f), fromLoopback(f), ctMark(), isDNAT(), masquerade())
 		}
@@ -137,7 +140,9 @@ func describe() layout {
 		for i := range lanes(mod) {
 			l.chains = append(l.chains, laneChain(lane{mod: uint16(mod), index: uint16(i)}))
 		}
-		l.chains = append(l.chains, laneChain(lane{mod: uint16(mod), random: true}))
+		for _, by := range []Balance{Random, SourceHash, FlowHash} {
+			l.chains = append(l.chains, laneChain(lane{mod: uint16(mod), by: by}))
+		}
 	}
 	return l
 }
@@ -147,7 +152,8 @@ func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, rule(parts.
 func laneChain(l lane) chain {
 	c := chain{name: l.String()}
 	for _, f := range families() {
-		c.add(isFamily(f), concat(daddr(f), l4proto(), dport(), turn(l)), value(home{slots, l.mod}.name(f)), deliver(f))
+		load, slot := choice(l, f)
+		c.add(isFamily(f), load, concat(daddr(f), l4proto(), dport(), slot), value(home{slots, l.mod}.name(f)), deliver(f))
 	}
 	return c
 }

@@ -79,20 +79,61 @@ func l4proto() field {
 	}
 }
 
-func turn(l lane) field {
-	kind := uint32(unix.NFT_NG_INCREMENTAL)
-	if l.random {
-		kind = unix.NFT_NG_RANDOM
+// ctDaddr is "ct original ip daddr", ctDport "ct original proto-dst": what a
+// translated flow's client dialled.
+func ctDaddr(f family) field {
+	key := expr.CtKeyDSTIP
+	if f.proto == unix.NFPROTO_IPV6 {
+		key = expr.CtKeyDSTIP6
 	}
 	return func(at uint32) (expr.Any, uint32) {
-		return &expr.Numgen{Register: reg(at), Modulus: uint32(l.mod), Type: kind}, 1
+		return &expr.Ct{Key: key, Register: reg(at), Direction: expr.CtDirOriginal}, f.size / 4
+	}
+}
+
+func ctDport() field {
+	return func(at uint32) (expr.Any, uint32) {
+		return &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg(at), Direction: expr.CtDirOriginal}, 1
+	}
+}
+
+// scratch is where what is hashed is loaded: behind the longest key, an IPv6
+// service with its slot.
+const scratch = 8
+
+// choice loads what the lane hashes, if it does, and returns the field with the
+// number of the slot.
+func choice(l lane, f family) ([]expr.Any, field) {
+	words, seed := f.size/4, uint32(sourceSeed)
+	var load []expr.Any
+	switch l.by {
+	case RoundRobin, Random:
+		kind := uint32(unix.NFT_NG_INCREMENTAL)
+		if l.by == Random {
+			kind = unix.NFT_NG_RANDOM
+		}
+		return nil, func(at uint32) (expr.Any, uint32) {
+			return &expr.Numgen{Register: reg(at), Modulus: uint32(l.mod), Type: kind}, 1
+		}
+	case SourceHash:
+		load = concatAt(scratch, saddr(f))
+	case FlowHash:
+		load = concatAt(scratch, saddr(f), sport())
+		words, seed = words+1, flowSeed
+	}
+	return load, func(at uint32) (expr.Any, uint32) {
+		return &expr.Hash{
+			SourceRegister: reg(scratch), DestRegister: reg(at), Length: 4 * words,
+			Modulus: uint32(l.mod), Seed: seed, Type: expr.HashTypeJenkins,
+		}, 1
 	}
 }
 
 // concat loads fields one after the other, from register 0.
-func concat(fields ...field) []expr.Any {
+func concat(fields ...field) []expr.Any { return concatAt(0, fields...) }
+
+func concatAt(at uint32, fields ...field) []expr.Any {
 	var r []expr.Any
-	var at uint32
 	for _, f := range fields {
 		e, n := f(at)
 		r = append(r, e)

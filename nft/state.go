@@ -79,7 +79,8 @@ func (s *state) plan(want map[Endpoint]*Service) change {
 	// Those who leave a lane make room first.
 	stays := func(at Endpoint, l lane) bool {
 		w := want[at]
-		return l.mod > 0 && w != nil && len(w.Slots) == int(l.mod) && !l.random && s.taken[seatOf(at, l)] == at
+		return l.mod > 0 && w != nil && len(w.Slots) == int(l.mod) && w.Balance == l.by &&
+			(l.by != RoundRobin || s.taken[seatOf(at, l)] == at)
 	}
 	for _, at := range order {
 		if _, l := service(s.at[at]); l.mod > 0 && s.taken[seatOf(at, l)] == at && !stays(at, l) {
@@ -97,7 +98,7 @@ func (s *state) plan(want map[Endpoint]*Service) change {
 			if n := len(w.Slots); n < 2 {
 				l = lane{}
 			} else if !stays(at, l) {
-				l = s.pick(at, n, free)
+				l = s.pick(at, n, w.Balance, free)
 			}
 			now = elements(*w, l)
 		}
@@ -131,9 +132,12 @@ func (s *state) plan(want map[Endpoint]*Service) change {
 
 func seatOf(at Endpoint, l lane) seat { return seat{at.Addr.Is6(), l} }
 
-// pick returns a lane of n slots that serves nobody, and notes in free that it
-// is gone; or the class's random chain if all are taken.
-func (s *state) pick(at Endpoint, n int, free map[seat]bool) lane {
+// pick returns a lane of n slots. Round robin needs one that serves nobody, and
+// notes in free that it is gone; if all are taken it is the class's random chain.
+func (s *state) pick(at Endpoint, n int, by Balance, free map[seat]bool) lane {
+	if by != RoundRobin {
+		return lane{mod: uint16(n), by: by}
+	}
 	for i := range lanes(n) {
 		l := lane{mod: uint16(n), index: uint16(i)}
 		st := seatOf(at, l)
@@ -145,7 +149,7 @@ func (s *state) pick(at Endpoint, n int, free map[seat]bool) lane {
 		free[st] = false
 		return l
 	}
-	return lane{mod: uint16(n), random: true}
+	return lane{mod: uint16(n), by: Random}
 }
 
 // apply makes the state what the kernel's is after the change.
@@ -200,7 +204,7 @@ func (s *state) enter(at Endpoint, es []element) {
 	for b := range named(at, es) {
 		s.refs[b]++
 	}
-	if _, l := service(es); l.mod > 0 && !l.random {
+	if _, l := service(es); l.mod > 0 && l.by == RoundRobin {
 		if _, ok := s.taken[seatOf(at, l)]; !ok {
 			s.taken[seatOf(at, l)] = at
 		}

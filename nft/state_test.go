@@ -28,12 +28,12 @@ func TestClass(t *testing.T) {
 
 func TestLaneName(t *testing.T) {
 	t.Parallel()
-	for _, l := range []lane{{mod: 2}, {mod: 16, index: 15}, {mod: 1024, random: true}} {
+	for _, l := range []lane{{mod: 2}, {mod: 16, index: 15}, {mod: 1024, by: Random}, {mod: 3, by: SourceHash}, {mod: 1024, by: FlowHash}} {
 		if got, ok := parseLane(l.String()); !ok || got != l {
 			t.Errorf("parse %s: %+v, %v", l, got, ok)
 		}
 	}
-	for _, s := range []string{"", "rr", "rr-2", "rr-1-0", "rr-17-0", "rr-02-0", "rr-2-0-0", "random-1", "random-2-1", "layout-1", "rr-2--1", "rr-2-x"} {
+	for _, s := range []string{"", "rr", "rr-2", "rr-1-0", "rr-17-0", "rr-02-0", "rr-2-0-0", "random-1", "random-2-1", "layout-1", "rr-2--1", "rr-2-x", "source-1", "flow-2-0"} {
 		if l, ok := parseLane(s); ok {
 			t.Errorf("parse %q: %+v", s, l)
 		}
@@ -55,6 +55,9 @@ func (w world) endpoint() Endpoint {
 func (w world) service(at Endpoint) *Service {
 	n := []int{0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 24}[w.IntN(11)]
 	s := &Service{}
+	if w.IntN(2) == 0 {
+		s.Balance, s.Masquerade = Balance(w.IntN(4)), w.IntN(3) == 0
+	}
 	for range n {
 		b := fmt.Sprintf("10.0.0.%d:80", w.IntN(5))
 		if at.Addr.Is6() {
@@ -184,16 +187,16 @@ func checkLanes(t *testing.T, s *state) {
 		}
 	}
 	for st, n := range users {
-		if !st.lane.random && n > 1 {
+		if st.lane.by == RoundRobin && n > 1 {
 			t.Fatalf("%d services on lane %s", n, st.lane)
 		}
-		if !st.lane.random && int(st.lane.index) >= lanes(int(st.lane.mod)) {
+		if st.lane.by == RoundRobin && int(st.lane.index) >= lanes(int(st.lane.mod)) {
 			t.Fatalf("lane %s is not one of the layout's", st.lane)
 		}
 	}
 	if len(s.taken) != len(maps.Collect(func(yield func(seat, int) bool) {
 		for st, n := range users {
-			if !st.lane.random && !yield(st, n) {
+			if st.lane.by == RoundRobin && !yield(st, n) {
 				return
 			}
 		}
@@ -232,7 +235,7 @@ func TestLanesOverflow(t *testing.T) {
 	s.apply(s.plan(all))
 	var random []Endpoint
 	for e, es := range s.at {
-		if _, l := service(es); l.random {
+		if _, l := service(es); l.by == Random {
 			random = append(random, e)
 		}
 	}
@@ -245,7 +248,7 @@ func TestLanesOverflow(t *testing.T) {
 		gone = at(1)
 	}
 	s.apply(s.plan(map[Endpoint]*Service{gone: nil, random[0]: two}))
-	if _, l := service(s.at[random[0]]); l.random {
+	if _, l := service(s.at[random[0]]); l.by == Random {
 		t.Error("a free lane was not taken")
 	}
 	checkLanes(t, s)
@@ -343,6 +346,7 @@ func TestServiceCheck(t *testing.T) {
 		"no class":       {at, Service{Slots: slices.Repeat([]netip.AddrPort{b}, 17)}},
 		"other family":   {at, Service{Slots: []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")}}},
 		"backend port 0": {at, Service{Slots: []netip.AddrPort{netip.AddrPortFrom(b.Addr(), 0)}}},
+		"balance":        {at, Service{Balance: FlowHash + 1}},
 		"no backend":     {at, Service{Slots: make([]netip.AddrPort, 1)}},
 	} {
 		if err := c.s.check(c.at); err == nil {

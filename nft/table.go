@@ -192,7 +192,7 @@ func (t *Table) put(changes map[Endpoint]*Service) error {
 		// What got through all the same is wanted from now on.
 		for at, s := range changes {
 			es, ok := t.have.at[at]
-			if now, _ := service(es); s == nil && !ok || s != nil && ok && slices.Equal(now.Slots, s.Slots) {
+			if now, _ := service(es); s == nil && !ok || s != nil && ok && now.equal(*s) {
 				t.note(map[Endpoint]*Service{at: s})
 			}
 		}
@@ -207,7 +207,9 @@ func (t *Table) note(changes map[Endpoint]*Service) {
 			delete(t.want, at)
 			continue
 		}
-		t.want[at] = Service{Slots: slices.Clone(s.Slots)}
+		w := *s
+		w.Slots = slices.Clone(s.Slots)
+		t.want[at] = w
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,7 +23,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func equal(a, b nft.Service) bool { return slices.Equal(a.Slots, b.Slots) }
+func equal(a, b nft.Service) bool {
+	same := slices.Equal(a.Slots, b.Slots)
+	a.Slots, b.Slots = nil, nil
+	return same && reflect.DeepEqual(a, b)
+}
 
 func same(t *testing.T, tab *nft.Table, want map[nft.Endpoint]*nft.Service) {
 	t.Helper()
@@ -62,7 +67,13 @@ func generation(t *testing.T, c *nftables.Conn) uint32 {
 }
 
 func some() map[nft.Endpoint]*nft.Service {
+	far := to("10.98.0.11:8080", "10.98.0.13:8080")
+	far.Balance, far.Masquerade = nft.SourceHash, true
+	far6 := to("[fd98::11]:8080")
+	far6.Balance = nft.FlowHash
 	return map[nft.Endpoint]*nft.Service{
+		tcp("192.0.2.13:80"):     far,
+		tcp("[2001:db8::13]:80"): far6,
 		tcp("192.0.2.10:80"):     to("10.98.0.11:8080", "10.98.0.12:8080"),
 		tcp("192.0.2.11:80"):     to("10.98.0.11:8080"),
 		tcp("192.0.2.12:80"):     to(),
@@ -405,7 +416,7 @@ func TestListing(t *testing.T) {
 	tab := open(t, ns)
 	apply(t, tab, map[nft.Endpoint]*nft.Service{
 		tcp("192.0.2.10:80"):     to("10.98.0.11:8080"),
-		tcp("[2001:db8::10]:80"): to("[fd98::11]:8080", "[fd98::12]:8080"),
+		tcp("[2001:db8::10]:80"): {Slots: to("[fd98::11]:8080", "[fd98::12]:8080").Slots, Balance: nft.FlowHash, Masquerade: true},
 		tcp("[2001:db8::11]:80"): {},
 	})
 	err := tab.Freeze([]nft.Tuple{{
@@ -420,12 +431,14 @@ func TestListing(t *testing.T) {
 	if n, want := strings.Count(got, "\n\tchain rr-"), 15*16+12*4; n != want {
 		t.Errorf("%d lanes, want %d", n, want)
 	}
-	if n := strings.Count(got, "\n\tchain random-"); n != 27 {
-		t.Errorf("%d random chains, want 27", n)
+	for _, by := range []string{"random", "source", "flow"} {
+		if n := strings.Count(got, "\n\tchain "+by+"-"); n != 27 {
+			t.Errorf("%d chains %s, want 27", n, by)
+		}
 	}
 	for _, cut := range []string{
-		`\n\tchain (rr-(\d+-[1-9]\d*|([3-9]|\d\d+)-0)|random-([3-9]|\d\d+)) \{[^}]*\}\n`, // the other lanes
-		`\n\tmap slots[46]-([3-9]|\d\d+) \{[^}]*\}\n`,                                    // and their maps
+		`\n\tchain (rr-(\d+-[1-9]\d*|([3-9]|\d\d+)-0)|(random|source|flow)-([3-9]|\d\d+)) \{[^}]*\}\n`, // the other lanes
+		`\n\tmap slots[46]-([3-9]|\d\d+) \{[^}]*\}\n`,                                                  // and their maps
 		` expires \w+`, // the clock
 	} {
 		got = regexp.MustCompile(cut).ReplaceAllString(got, "")

@@ -59,6 +59,8 @@ func (k kind) setName() string {
 		return setKnown
 	case cold:
 		return setCold
+	case masked:
+		return setMasked
 	case first:
 		return setFirst
 	case spread:
@@ -72,6 +74,8 @@ func (k kind) setName() string {
 func (e entry) encode() nftables.SetElement {
 	s := nftables.SetElement{Key: endpointKey(e.at)}
 	switch e.kind {
+	case known:
+		s.Comment = e.is.String()
 	case first:
 		s.Val = addrPort(e.to)
 	case slots:
@@ -94,6 +98,10 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		return e, err
 	}
 	switch h.kind {
+	case known:
+		if e.is, err = parseTraits(s.Comment); err != nil {
+			return e, err
+		}
 	case first, slots:
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
@@ -112,7 +120,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		e.lingers = s.Timeout > 0
 	}
 	// What would not be written like this could not be deleted either.
-	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || !bytes.Equal(again.Val, s.Val) && h.kind != spread {
+	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || again.Comment != s.Comment || !bytes.Equal(again.Val, s.Val) && h.kind != spread {
 		return e, fmt.Errorf("decode element of %s: %w", h.name(f), ErrInvalid)
 	}
 	return e, nil
