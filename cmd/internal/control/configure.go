@@ -34,8 +34,13 @@ func (c *Control) Reload(ctx context.Context, cfg *config.Config) error {
 // configure builds what is new, and only when all of it stands swaps it in and
 // retires what is not configured any more.
 func (c *Control) configure(now time.Time, cfg *config.Config) error {
+	fresh := c.announce(cfg.Services)
 	opened, err := c.listen(cfg.Services)
 	if err != nil {
+		for ep := range fresh {
+			fresh[ep] = nil
+		}
+		c.app.apply(change{endpoints: fresh})
 		return err
 	}
 	maps.Copy(c.listeners, opened)
@@ -78,6 +83,28 @@ func endpoint(l config.Listen) nft.Endpoint {
 		proto = unix.IPPROTO_UDP
 	}
 	return nft.Endpoint{Addr: l.Addr, Proto: proto, Port: l.Port}
+}
+
+// announce makes addresses known to the table before anyone can connect to them.
+// Of a connection that came earlier the table would not have kept the timestamps
+// off, and it could only be relayed.
+func (c *Control) announce(services []config.Service) map[nft.Endpoint]*nft.Service {
+	known := c.opt.Table.Services()
+	fresh := map[nft.Endpoint]*nft.Service{}
+	for _, s := range services {
+		for _, l := range s.Listen {
+			if _, ok := known[endpoint(l)]; !ok {
+				fresh[endpoint(l)] = &nft.Service{}
+			}
+		}
+	}
+	if len(fresh) == 0 {
+		return fresh
+	}
+	if err := c.opt.Table.Apply(fresh); err != nil {
+		c.log.Warn().Err(err).Msg("addresses not in the table yet, their first connections may have to be relayed")
+	}
+	return fresh
 }
 
 // listen opens a listener for each address that has none yet, or none at all.
