@@ -17,6 +17,11 @@ var ErrInvalid = errors.New("invalid")
 
 // An Endpoint is an address and port under one transport protocol. It names a
 // service: one address that clients dial.
+//
+// The unspecified address (0.0.0.0, ::) is every address of its family that the
+// host itself has, 127.0.0.0/8 among them and ::1 not, which the kernel cannot
+// translate. A service at a single address comes first there, even when it is
+// cold. Flows to addresses of others, which the host forwards, are left alone.
 type Endpoint struct {
 	Addr  netip.Addr
 	Proto uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP
@@ -37,7 +42,7 @@ func (e Endpoint) String() string {
 
 func (e Endpoint) check() error {
 	switch {
-	case !e.Addr.IsValid() || e.Addr.Is4In6() || e.Addr.Zone() != "" || e.Addr.IsUnspecified() || e.Addr.IsMulticast():
+	case !e.Addr.IsValid() || e.Addr.Is4In6() || e.Addr.Zone() != "" || e.Addr.IsMulticast():
 		return fmt.Errorf("address %s: %w", e.Addr, ErrInvalid)
 	case e.Proto != unix.IPPROTO_TCP && e.Proto != unix.IPPROTO_UDP:
 		return fmt.Errorf("protocol %d: %w", e.Proto, ErrInvalid)
@@ -45,6 +50,14 @@ func (e Endpoint) check() error {
 		return fmt.Errorf("port 0: %w", ErrInvalid)
 	}
 	return nil
+}
+
+// checkBackend is check for what a flow is to be sent to.
+func (e Endpoint) checkBackend() error {
+	if e.Addr.IsUnspecified() {
+		return fmt.Errorf("address %s: %w", e.Addr, ErrInvalid)
+	}
+	return e.check()
 }
 
 // compare orders endpoints by address, port and protocol.
@@ -90,7 +103,7 @@ func (s Service) check(at Endpoint) error {
 		return fmt.Errorf("%d slots, not a class: %w", n, ErrInvalid)
 	}
 	for i, b := range s.Slots {
-		if err := (Endpoint{Addr: b.Addr(), Proto: at.Proto, Port: b.Port()}).check(); err != nil {
+		if err := (Endpoint{Addr: b.Addr(), Proto: at.Proto, Port: b.Port()}).checkBackend(); err != nil {
 			return fmt.Errorf("slot %d: %w", i, err)
 		}
 		if b.Addr().Is4() != at.Addr.Is4() {

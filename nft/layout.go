@@ -49,6 +49,7 @@ const (
 	chainNATOut  = "nat-output"
 	chainForward = "filter-forward"
 	chainNATPost = "nat-postrouting"
+	chainLocal   = "local"
 )
 
 // A layout is the fixed part of the table, in the order in which it is made.
@@ -57,7 +58,7 @@ type layout struct {
 	chains []chain
 }
 
-// A chain has its rules with it. A chain without a hook is a lane.
+// A chain has its rules with it. A chain without a hook is a lane, or local.
 type chain struct {
 	name     string
 	kind     nftables.ChainType
@@ -100,6 +101,7 @@ func describe() layout {
 	natIn := chain{name: chainNATIn, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -105}
 	natOut := chain{name: chainNATOut, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: -105}
 	forward := chain{name: chainForward, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: -5}
+	local := chain{name: chainLocal}
 	natPost := chain{name: chainNATPost, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 95}
 
 	rawOut.add(packetMark(), notrack(), accept())
@@ -110,6 +112,9 @@ func describe() layout {
 
 	for _, f := range families() {
 		service := []field{daddr(f), l4proto(), dport()}
+		anywhere := []field{wild(f, daddr(f)), l4proto(), dport()}
+		dialled := []field{ctDaddr(f), l4proto(), ctDport()}
+		dialledAnywhere := []field{wild(f, ctDaddr(f)), l4proto(), ctDport()}
 		backend := []field{saddr(f), l4proto(), sport()}
 		there := concat(saddr(f), sport(), daddr(f), dport())
 		back := concat(daddr(f), dport(), saddr(f), sport())
@@ -123,18 +128,31 @@ func describe() layout {
 		// reach a socket that does not know it, and the reset that follows
 		// would kill a healthy flow. Likewise on the way back.
 		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(service...), in(setKnown+f.name), drop())
+		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(anywhere...), in(setKnown+f.name), isLocal(), drop())
 		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(backend...), in(setBackends+f.name), drop())
 
 		for _, c := range []*chain{&natIn, &natOut} {
 			c.add(isFamily(f), concat(service...), verdict(setSpread+f.name))
 			c.add(isFamily(f), concat(service...), value(setFirst+f.name), deliver(f))
+			c.add(isFamily(f), concat(anywhere...), in(setKnown+f.name), isLocal(), jump(chainLocal))
 		}
-		natPost.add(ctMark(), isDNAT(), concat(ctDaddr(f), l4proto(), ctDport()), in(setMasked+f.name), masquerade())
+		// A service at one address has this for itself, though it be cold.
+		local.add(isFamily(f), concat(service...), in(setKnown+f.name), accept())
+		if f.proto == unix.NFPROTO_IPV6 {
+			// The kernel cannot translate it.
+			local.add(isFamily(f), toLoopback(f), accept())
+		}
+		local.add(isFamily(f), concat(anywhere...), verdict(setSpread+f.name))
+		local.add(isFamily(f), concat(anywhere...), value(setFirst+f.name), deliver(f))
+
 		if f.proto == unix.NFPROTO_IPV4 {
 			natPost.add(isFamily(f), fromLoopback(f), ctMark(), isDNAT(), masquerade())
 		}
+		natPost.add(ctMark(), isDNAT(), concat(dialled...), in(setMasked+f.name), masquerade())
+		natPost.add(ctMark(), isDNAT(), concat(dialled...), in(setKnown+f.name), accept())
+		natPost.add(ctMark(), isDNAT(), concat(dialledAnywhere...), in(setMasked+f.name), masquerade())
 	}
-	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, forward, natPost}
+	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, forward, natPost}
 
 	for _, mod := range classes()[1:] {
 		for i := range lanes(mod) {
@@ -153,7 +171,9 @@ func laneChain(l lane) chain {
 	c := chain{name: l.String()}
 	for _, f := range families() {
 		load, slot := choice(l, f)
-		c.add(isFamily(f), load, concat(daddr(f), l4proto(), dport(), slot), value(home{slots, l.mod}.name(f)), deliver(f))
+		for _, addr := range []field{daddr(f), wild(f, daddr(f))} {
+			c.add(isFamily(f), load, concat(addr, l4proto(), dport(), slot), value(home{slots, l.mod}.name(f)), deliver(f))
+		}
 	}
 	return c
 }
@@ -187,11 +207,13 @@ func (l layout) digest() (string, error) {
 		}
 	}
 	for _, f := range families() {
-		b, err := stripExprs(f)
-		if err != nil {
-			return "", err
+		for _, r := range stripRules(f) {
+			b, err := stripExprs(r)
+			if err != nil {
+				return "", err
+			}
+			h.Write(b)
 		}
-		h.Write(b)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -53,11 +54,13 @@ func tcpFlags(mask byte, op expr.CmpOp, value byte) []expr.Any {
 }
 
 // A field loads its part of a concatenation and tells how many registers it fills.
-type field func(at uint32) (expr.Any, uint32)
+type field func(at uint32) ([]expr.Any, uint32)
+
+func one(e expr.Any, words uint32) ([]expr.Any, uint32) { return []expr.Any{e}, words }
 
 func network(offset, size uint32) field {
-	return func(at uint32) (expr.Any, uint32) {
-		return &expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}, size / 4
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}, size/4)
 	}
 }
 
@@ -65,8 +68,8 @@ func saddr(f family) field { return network(f.saddr, f.size) }
 func daddr(f family) field { return network(f.daddr, f.size) }
 
 func port(offset uint32) field {
-	return func(at uint32) (expr.Any, uint32) {
-		return &expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}, 1
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}, 1)
 	}
 }
 
@@ -74,8 +77,18 @@ func sport() field { return port(0) }
 func dport() field { return port(2) }
 
 func l4proto() field {
-	return func(at uint32) (expr.Any, uint32) {
-		return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(at)}, 1
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(at)}, 1)
+	}
+}
+
+// wild makes an address field the unspecified address, that of a service at
+// every local address: "ip daddr & 0.0.0.0". nft cannot list a constant there.
+func wild(f family, addr field) field {
+	return func(at uint32) ([]expr.Any, uint32) {
+		e, n := addr(at)
+		none := make([]byte, f.size)
+		return append(e, &expr.Bitwise{SourceRegister: reg(at), DestRegister: reg(at), Len: f.size, Mask: none, Xor: none}), n
 	}
 }
 
@@ -86,14 +99,14 @@ func ctDaddr(f family) field {
 	if f.proto == unix.NFPROTO_IPV6 {
 		key = expr.CtKeyDSTIP6
 	}
-	return func(at uint32) (expr.Any, uint32) {
-		return &expr.Ct{Key: key, Register: reg(at), Direction: expr.CtDirOriginal}, f.size / 4
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Ct{Key: key, Register: reg(at), Direction: expr.CtDirOriginal}, f.size/4)
 	}
 }
 
 func ctDport() field {
-	return func(at uint32) (expr.Any, uint32) {
-		return &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg(at), Direction: expr.CtDirOriginal}, 1
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg(at), Direction: expr.CtDirOriginal}, 1)
 	}
 }
 
@@ -112,8 +125,8 @@ func choice(l lane, f family) ([]expr.Any, field) {
 		if l.by == Random {
 			kind = unix.NFT_NG_RANDOM
 		}
-		return nil, func(at uint32) (expr.Any, uint32) {
-			return &expr.Numgen{Register: reg(at), Modulus: uint32(l.mod), Type: kind}, 1
+		return nil, func(at uint32) ([]expr.Any, uint32) {
+			return one(&expr.Numgen{Register: reg(at), Modulus: uint32(l.mod), Type: kind}, 1)
 		}
 	case SourceHash:
 		load = concatAt(scratch, saddr(f))
@@ -121,11 +134,11 @@ func choice(l lane, f family) ([]expr.Any, field) {
 		load = concatAt(scratch, saddr(f), sport())
 		words, seed = words+1, flowSeed
 	}
-	return load, func(at uint32) (expr.Any, uint32) {
-		return &expr.Hash{
+	return load, func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Hash{
 			SourceRegister: reg(scratch), DestRegister: reg(at), Length: 4 * words,
 			Modulus: uint32(l.mod), Seed: seed, Type: expr.HashTypeJenkins,
-		}, 1
+		}, 1)
 	}
 }
 
@@ -136,7 +149,7 @@ func concatAt(at uint32, fields ...field) []expr.Any {
 	var r []expr.Any
 	for _, f := range fields {
 		e, n := f(at)
-		r = append(r, e)
+		r = append(r, e...)
 		at += n
 	}
 	return r
@@ -145,6 +158,11 @@ func concatAt(at uint32, fields ...field) []expr.Any {
 // in is "<what was loaded> @name".
 func in(name string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name}}
+}
+
+// notIn is "<what was loaded> != @name".
+func notIn(name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name, Invert: true}}
 }
 
 // verdict is "<what was loaded> vmap @name".
@@ -157,7 +175,10 @@ func value(name string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name, IsDestRegSet: true, DestRegister: reg(0)}}
 }
 
-func drop() []expr.Any   { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func jump(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
 // ctMark is "ct mark & mask == mark".
@@ -223,6 +244,20 @@ func returnsByInput() []expr.Any {
 		// before 1.0.8 compares all four and lists only this well.
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{1, 0, 0, 0}},
 	}
+}
+
+// isLocal is "fib daddr type local": the destination is an address of this host.
+func isLocal() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg(0), ResultADDRTYPE: true, FlagDADDR: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native(unix.RTN_LOCAL)},
+	}
+}
+
+// toLoopback is "ip6 daddr ::1".
+func toLoopback(f family) []expr.Any {
+	a := netip.IPv6Loopback()
+	return append(concat(daddr(f)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: a.AsSlice()})
 }
 
 // fromLoopback is "ip saddr 127.0.0.0/8".

@@ -46,6 +46,12 @@ type world struct{ *rand.Rand }
 
 func (w world) endpoint() Endpoint {
 	proto := []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP}[w.IntN(2)]
+	switch w.IntN(20) {
+	case 0:
+		return Endpoint{netip.IPv4Unspecified(), proto, 80}
+	case 1:
+		return Endpoint{netip.IPv6Unspecified(), proto, 80}
+	}
 	if w.IntN(3) == 0 {
 		return Endpoint{netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", 1+w.IntN(6))), proto, 80}
 	}
@@ -336,18 +342,18 @@ func TestServiceCheck(t *testing.T) {
 		at Endpoint
 		s  Service
 	}{
-		"no address":     {Endpoint{Proto: unix.IPPROTO_TCP, Port: 80}, Service{}},
-		"unspecified":    {Endpoint{netip.IPv4Unspecified(), unix.IPPROTO_TCP, 80}, Service{}},
-		"mapped":         {Endpoint{netip.MustParseAddr("::ffff:192.0.2.1"), unix.IPPROTO_TCP, 80}, Service{}},
-		"zone":           {Endpoint{netip.MustParseAddr("fe80::1%eth0"), unix.IPPROTO_TCP, 80}, Service{}},
-		"multicast":      {Endpoint{netip.MustParseAddr("224.0.0.1"), unix.IPPROTO_UDP, 80}, Service{}},
-		"protocol":       {Endpoint{at.Addr, unix.IPPROTO_SCTP, 80}, Service{}},
-		"no port":        {Endpoint{at.Addr, at.Proto, 0}, Service{}},
-		"no class":       {at, Service{Slots: slices.Repeat([]netip.AddrPort{b}, 17)}},
-		"other family":   {at, Service{Slots: []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")}}},
-		"backend port 0": {at, Service{Slots: []netip.AddrPort{netip.AddrPortFrom(b.Addr(), 0)}}},
-		"balance":        {at, Service{Balance: FlowHash + 1}},
-		"no backend":     {at, Service{Slots: make([]netip.AddrPort, 1)}},
+		"no address":      {Endpoint{Proto: unix.IPPROTO_TCP, Port: 80}, Service{}},
+		"backend nowhere": {at, Service{Slots: []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), 80)}}},
+		"mapped":          {Endpoint{netip.MustParseAddr("::ffff:192.0.2.1"), unix.IPPROTO_TCP, 80}, Service{}},
+		"zone":            {Endpoint{netip.MustParseAddr("fe80::1%eth0"), unix.IPPROTO_TCP, 80}, Service{}},
+		"multicast":       {Endpoint{netip.MustParseAddr("224.0.0.1"), unix.IPPROTO_UDP, 80}, Service{}},
+		"protocol":        {Endpoint{at.Addr, unix.IPPROTO_SCTP, 80}, Service{}},
+		"no port":         {Endpoint{at.Addr, at.Proto, 0}, Service{}},
+		"no class":        {at, Service{Slots: slices.Repeat([]netip.AddrPort{b}, 17)}},
+		"other family":    {at, Service{Slots: []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")}}},
+		"backend port 0":  {at, Service{Slots: []netip.AddrPort{netip.AddrPortFrom(b.Addr(), 0)}}},
+		"balance":         {at, Service{Balance: FlowHash + 1}},
+		"no backend":      {at, Service{Slots: make([]netip.AddrPort, 1)}},
 	} {
 		if err := c.s.check(c.at); err == nil {
 			t.Errorf("%s: accepted", name)

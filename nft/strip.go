@@ -28,12 +28,20 @@ func stripTimestamp() ([]byte, error) {
 	})
 }
 
-// stripExprs is the whole rule's list of expressions: a SYN to a cold service
-// loses its timestamp option. Timestamps differ from one connection to the
-// next, and a connection that is to be handed over must fit another.
-func stripExprs(f family) ([]byte, error) {
-	match := rule(isFamily(f), isTCP(), tcpFlags(tcpSYN|tcpACK, expr.CmpOpEq, tcpSYN),
-		concat(daddr(f), l4proto(), dport()), in(setCold+f.name))
+// stripRules match a SYN to a cold service, which loses its timestamp option.
+// Timestamps differ from one connection to the next, and a connection that is
+// to be handed over must fit another.
+func stripRules(f family) [][]expr.Any {
+	syn := rule(isFamily(f), isTCP(), tcpFlags(tcpSYN|tcpACK, expr.CmpOpEq, tcpSYN))
+	return [][]expr.Any{
+		rule(syn, concat(daddr(f), l4proto(), dport()), in(setCold+f.name)),
+		rule(syn, concat(wild(f, daddr(f)), l4proto(), dport()), in(setCold+f.name),
+			concat(daddr(f), l4proto(), dport()), notIn(setKnown+f.name), isLocal()),
+	}
+}
+
+// stripExprs is the whole rule's list of expressions.
+func stripExprs(match []expr.Any) ([]byte, error) {
 	var list []netlink.Attribute
 	for _, e := range match {
 		b, err := expr.Marshal(unix.NFPROTO_INET, e)
@@ -53,8 +61,12 @@ func stripExprs(f family) ([]byte, error) {
 // addStrip appends the rules to the raw chain in a transaction of their own.
 func addStrip(conn *netlink.Conn) error {
 	var msgs []netlink.Message
+	var rules [][]expr.Any
 	for _, f := range families() {
-		exprs, err := stripExprs(f)
+		rules = append(rules, stripRules(f)...)
+	}
+	for _, match := range rules {
+		exprs, err := stripExprs(match)
 		if err != nil {
 			return err
 		}

@@ -73,6 +73,8 @@ func some() map[nft.Endpoint]*nft.Service {
 	far6.Balance = nft.FlowHash
 	return map[nft.Endpoint]*nft.Service{
 		tcp("192.0.2.13:80"):     far,
+		tcp("0.0.0.0:81"):        to("10.98.0.11:8080", "10.98.0.12:8080"),
+		udp("[::]:53"):           to(),
 		tcp("[2001:db8::13]:80"): far6,
 		tcp("192.0.2.10:80"):     to("10.98.0.11:8080", "10.98.0.12:8080"),
 		tcp("192.0.2.11:80"):     to("10.98.0.11:8080"),
