@@ -179,7 +179,7 @@ func (h *host) command(t *testing.T, args ...string) *exec.Cmd {
 // sluice runs a command to its end.
 func (h *host) sluice(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	cmd := h.command(t, append([]string{"--config", filepath.Join(h.dir, "sluice.toml")}, args...)...)
+	cmd := h.command(t, append([]string{"--config", filepath.Join(h.dir, "sluice.toml"), "--admin", h.admin()}, args...)...)
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()

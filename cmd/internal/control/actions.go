@@ -41,7 +41,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		if len(a.Shares) > 0 && s.wake.ready.IsZero() {
 			s.wake.ready = now
 		}
-		ch := s.table(a.Shares)
+		ch := c.table(s, a.Shares)
 		ch.seq = a.Seq
 		c.app.apply(ch)
 	case policy.Count:

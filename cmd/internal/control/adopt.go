@@ -135,9 +135,12 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 // forget drops a removed service that has come to rest.
 func (c *Control) forget(s *service) {
 	c.due.set(s, time.Time{})
+	c.app.apply(c.slotted(s, nil, false))
 	delete(c.services, s.name)
 	for _, ep := range s.endpoints {
-		delete(c.endpoints, ep)
+		if c.endpoints[ep] == s {
+			delete(c.endpoints, ep)
+		}
 	}
 	s.log.Info().Msg("removed")
 }

@@ -238,7 +238,7 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 		}
 	}
 	// Addresses that are new to a warm service.
-	c.app.apply(s.slotted(s.slots, false))
+	c.app.apply(c.slotted(s, s.slots, false))
 	c.arm(s, s.mode)
 }
 

@@ -201,7 +201,7 @@ func (s *service) load(flows Flows) policy.Load {
 }
 
 // table says which slots the backends fill, on every address of the service.
-func (s *service) table(shares []policy.Share) change {
+func (c *Control) table(s *service, shares []policy.Share) change {
 	var addrs, slots []netip.AddrPort
 	var weights []int
 	for _, sh := range shares {
@@ -213,14 +213,16 @@ func (s *service) table(shares []policy.Share) change {
 	}
 	leaves := slices.ContainsFunc(s.slots, func(a netip.AddrPort) bool { return !slices.Contains(addrs, a) })
 	s.slots = slots
-	return s.slotted(slots, leaves)
+	return c.slotted(s, slots, leaves)
 }
 
-// slotted gives the addresses of the service these slots.
-func (s *service) slotted(slots []netip.AddrPort, leaves bool) change {
+// slotted gives the addresses of the service these slots. Addresses that have
+// gone to another service meanwhile are that one's.
+func (c *Control) slotted(s *service, slots []netip.AddrPort, leaves bool) change {
 	ch := change{service: s.name, endpoints: map[nft.Endpoint]*nft.Service{}, removes: leaves}
 	for _, ep := range s.endpoints {
 		switch {
+		case c.endpoints[ep] != s:
 		case s.removed && len(slots) == 0:
 			ch.endpoints[ep] = nil
 		case s.removed || s.owns(ep):
