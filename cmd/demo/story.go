@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"sluice/cmd/internal/control"
 	"sluice/cmd/internal/sandbox"
 	"sluice/testenv"
@@ -65,7 +67,7 @@ func tell(ctx context.Context, t testenv.TB, program string, w io.Writer) {
 	d.crash()
 	d.busy()
 	d.quiet()
-	d.sleep()
+	d.burst()
 	d.prepared()
 	p.head("Done. Nothing is left on this machine.")
 }
@@ -294,10 +296,45 @@ func (d *story) quiet() {
 	d.quote(d.s.Sluice(d.ctx, d.t, "status"))
 }
 
-// sleep wakes the service once more.
-func (d *story) sleep() {
-	d.head("And awake again")
-	d.wake()
+// burst wakes the service by many connections at once.
+func (d *story) burst() {
+	const burst = 200
+	d.head("%d connections at once wake it", burst)
+	mark, begin := d.daemon.Mark(), time.Now()
+	var g errgroup.Group
+	calls := make([]sandbox.Call, burst)
+	for i := range calls {
+		g.Go(func() (err error) {
+			calls[i], err = d.s.Call(d.ctx, d.s.Client, addr)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		d.t.Fatalf("one of %d connections at once was not answered: %v", burst, err)
+	}
+	took := time.Since(begin)
+	warm := d.daemon.Wait(d.t, mark, "the service is warm", sandbox.Event(service, "warm"))
+	held := 0
+	for _, l := range d.daemon.Since(mark) {
+		if l.Message == "connection held" && l.Time.Before(warm.Time) {
+			held++
+		}
+	}
+	if held != 1 {
+		d.t.Fatalf("%d connections were accepted before the container was ready, want 1", held)
+	}
+	early := 0 // calls that met the sleeping service
+	for _, c := range calls {
+		if c.Connected.Before(warm.Time) {
+			early++
+		}
+	}
+	st := d.s.Until(d.ctx, d.t, service, "the held connections to be given away", func(st control.ServiceStatus) bool {
+		return int(st.HandedOver+st.Relayed) >= early
+	})
+	d.at(warm.Time.Sub(begin), "the container is ready; %d connections wait: 1 in the daemon, the others in the kernel", early)
+	d.at(took, "all %d are answered: %d handed over to the kernel, %d relayed, %d went straight",
+		burst, st.HandedOver, st.Relayed, burst-int(st.HandedOver+st.Relayed))
 	d.s.Until(d.ctx, d.t, service, "sleep", sandbox.Asleep)
 }
 
