@@ -74,7 +74,7 @@ func conditions() []condition {
 		{name: "backend without window scaling", setup: inBackend("net.ipv4.tcp_window_scaling", "0"), before: 100, want: Options},
 		{name: "backend of another window scale", setup: inBackend("net.ipv4.tcp_rmem", "4096 131072 1048576"), before: 100, want: Options},
 		{name: "backend with a fixed receive buffer", backend: []func(int) error{sockopt(unix.SOL_SOCKET, unix.SO_RCVBUF, 32<<10)}, before: 100, want: Options},
-		{name: "backend with a small window", setup: inBackend("net.ipv4.tcp_rmem", "4096 8192 33554432"), before: 60000, want: Done},
+		{name: "backend with a small window", setup: inBackend("net.ipv4.tcp_rmem", "4096 8192 33554432"), before: 60000, want: Window},
 		{name: "backend with a small window, little sent", setup: inBackend("net.ipv4.tcp_rmem", "4096 8192 33554432"), before: 1000, want: Done},
 
 		{name: "client without SACK", setup: inClient("net.ipv4.tcp_sack", "0"), before: 5000, want: Done},

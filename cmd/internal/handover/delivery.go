@@ -22,6 +22,7 @@ type delivery struct {
 	next uint32 // first byte not sent
 	edge uint32 // first byte outside the backend's window
 	seen int    // acknowledgements
+	told uint32 // what the client has acknowledged, as passed on
 }
 
 func newDelivery(m *move) *delivery {
@@ -32,6 +33,7 @@ func newDelivery(m *move) *delivery {
 		una:  start, next: start,
 		// The window of a SYN-ACK is never scaled.
 		edge: start + uint32(m.synack.window),
+		told: m.synack.seq + 1,
 	}
 }
 
@@ -52,7 +54,7 @@ func (d *delivery) run(ctx context.Context) error {
 		if heard && ending != nil {
 			giveUp.Reset(deliverTimeout)
 		}
-		if err := d.advance(); err != nil {
+		if err := errors.Join(d.advance(), d.tell()); err != nil {
 			return err
 		}
 		select {
@@ -123,6 +125,19 @@ func (d *delivery) advance() error {
 		return d.fin()
 	}
 	return nil
+}
+
+// tell passes the client's acknowledgements on. Those it sends itself come with
+// numbers behind all that is held for the backend; where that is outside of the
+// backend's window they are refused, and a backend that reads nothing before it
+// has got rid of what it has to say would wait for ever.
+func (d *delivery) tell() error {
+	n := d.peer.look()
+	if !n.follow || !before(d.told, n.client) {
+		return nil
+	}
+	d.told = n.client
+	return d.send(d.toBackend(flagACK, d.next, nil))
 }
 
 // fin repeats the client's FIN, which has arrived here and been acknowledged.

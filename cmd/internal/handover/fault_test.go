@@ -57,6 +57,17 @@ type heard struct {
 	err  error
 }
 
+// hear waits for a backend to have heard all.
+func hear(t *testing.T, heards <-chan heard) heard {
+	t.Helper()
+	select {
+	case h := <-heards:
+		return h
+	case <-time.After(2 * patience):
+		return heard{err: os.ErrDeadlineExceeded}
+	}
+}
+
 // listener greets, hears to the end, and tells.
 func listener(heards chan<- heard) func(*net.TCPConn) {
 	return func(c *net.TCPConn) {
@@ -161,7 +172,7 @@ func TestClientActs(t *testing.T) {
 				if r.Reason.Relay() {
 					l.relay(t, held)
 				}
-				got := <-heards
+				got := hear(t, heards)
 				if string(got.data) != string(sent) && name != "resets" {
 					t.Errorf("backend got %d bytes, want %d", len(got.data), len(sent))
 				}
@@ -286,7 +297,7 @@ func TestLate(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if got := <-heards; got.err != nil || string(got.data) != string(sent) {
+				if got := hear(t, heards); got.err != nil || string(got.data) != string(sent) {
 					t.Errorf("backend got %d bytes of %d, %v", len(got.data), len(sent), got.err)
 				}
 				if b, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(b), "hello") {
@@ -319,12 +330,82 @@ func TestUpload(t *testing.T) {
 	if r.Reason != Done || r.Err != nil {
 		t.Fatalf("result %+v", r)
 	}
-	if got := <-heards; got.err != nil || string(got.data) != string(sent) {
+	if got := hear(t, heards); got.err != nil || string(got.data) != string(sent) {
 		t.Errorf("backend got %d bytes, %v", len(got.data), got.err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// A backend that says more than a window before it reads at all, so that what was
+// held for it beyond its window must wait.
+func TestDeafTalker(t *testing.T) {
+	t.Parallel()
+	for name, from := range map[string]func(*lab) *testenv.NS{
+		"remote client":      func(l *lab) *testenv.NS { return l.Client },
+		"client on the host": func(l *lab) *testenv.NS { return l.Host },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.backend.Sysctl(t, "net.ipv4.tcp_rmem", "4096 98304 33554432") // a smaller window
+			speech := text(4<<20, 1)
+			heards := make(chan heard, 1)
+			l.serve(t, func(c *net.TCPConn) {
+				_, werr := c.Write(speech)
+				// Not before nothing is left of it to send: the client has it all.
+				if err := drained(c); err != nil {
+					heards <- heard{err: err}
+					return
+				}
+				werr = errors.Join(werr, c.CloseWrite())
+				data, err := io.ReadAll(c)
+				heards <- heard{data, errors.Join(werr, err)}
+			})
+			h := l.hold(t, service4, clamp(1400)...)
+			c := dial(t, from(l), service4)
+			sent := text(80000, 2)
+			if _, err := c.Write(sent); err != nil {
+				t.Fatal(err)
+			}
+			held := h.accept()
+			waitBytes(t, held, len(sent))
+			l.warm(t, service4)
+			results := make(chan Result, 1)
+			go func() { results <- l.handover(l.porter, held)[0] }()
+			got := make([]byte, len(speech))
+			_, err := io.ReadFull(c, got)
+			err = errors.Join(err, c.CloseWrite())
+			if err != nil || string(got) != string(speech) {
+				t.Errorf("client got %v", err)
+			}
+			if got := hear(t, heards); got.err != nil || string(got.data) != string(sent) {
+				t.Errorf("backend got %d bytes, %v", len(got.data), got.err)
+			}
+			if r := <-results; r.Reason != Done || r.Err != nil {
+				t.Errorf("result %+v", r)
+			}
+		})
+	}
+}
+
+// drained waits until the peer has acknowledged all; no event says so.
+func drained(c *net.TCPConn) error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		n := -1
+		if cerr := rc.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); cerr != nil || err != nil {
+			return errors.Join(cerr, err)
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+	return os.ErrDeadlineExceeded
 }
 
 // A backend that answers and closes, or resets, at once.

@@ -103,6 +103,12 @@ func (m *move) commit() (Reason, error) {
 	if m.state, reason, err = inspect(m.FD); reason != "" {
 		return reason, err
 	}
+	// What the backend says before it has taken all of this acknowledges less
+	// than the client knows to be acknowledged, and from more than a window on
+	// is discarded as too old (RFC 5961 §5.2).
+	if len(m.state.data) > 2*int(m.synack.window) {
+		return Window, nil
+	}
 	// From here the client is told by a reset if this process ends before it is done.
 	if err := abortive(m.FD, true); err != nil {
 		return Unable, err

@@ -16,6 +16,7 @@ const (
 	HalfClosed Reason = "relay_half_closed" // the client has closed its side
 	Options    Reason = "relay_options"     // the backend does not agree to what the client was told
 	Urgent     Reason = "relay_urgent"      // urgent data
+	Window     Reason = "relay_window"      // far more data held than the backend takes at once
 	Used       Reason = "relay_used"        // bytes were read from or written to the socket before
 	Refused    Reason = "relay_refused"     // the backend answered with a reset, or as on another connection
 	Timeout    Reason = "relay_timeout"     // the backend did not answer

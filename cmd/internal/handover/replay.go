@@ -71,7 +71,7 @@ func (m *move) toBackend(flags uint8, seq uint32, data []byte) *segment {
 	if m.synack != nil && flags&flagACK != 0 {
 		s.ack = m.synack.seq + 1
 		if n := m.peer.look(); n.follow && before(s.ack, n.client) {
-			s.ack = n.client
+			s.ack, s.window = n.client, n.room
 		}
 	}
 	return s

@@ -195,6 +195,7 @@ type sighting struct {
 	window uint16 // the largest that came with it
 	follow bool   // the client's side has been seen
 	client uint32 // the highest it has acknowledged
+	room   uint16 // the window that came with it, as on the wire
 }
 
 func (p *peer) see(s *segment) {
@@ -218,6 +219,10 @@ func (p *peer) see(s *segment) {
 		n.acks++
 	}
 	p.mu.Unlock()
+	p.ring()
+}
+
+func (p *peer) ring() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -231,10 +236,11 @@ func (p *peer) seeClient(s *segment) {
 		return
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if n := &p.news; !n.follow || before(n.client, s.ack) {
-		n.follow, n.client = true, s.ack
+	if n := &p.news; !n.follow || !before(s.ack, n.client) {
+		n.follow, n.client, n.room = true, s.ack, s.window
 	}
+	p.mu.Unlock()
+	p.ring()
 }
 
 func (p *peer) look() sighting {
