@@ -7,6 +7,7 @@
 //	WS_PORT           the same as PORT, on one more port
 //	RAW_ECHO_PORT     TCP echo that keeps a half-closed connection
 //	SPEAK_FIRST_PORT  TCP that greets before it reads, then echoes
+//	SCRIPT_PORT       TCP that converses by a script of the client's
 //	UDP_PORT          UDP that answers "name remote payload"
 //	LISTEN_DELAY      duration before any port is opened
 //	READY_DELAY       duration from start during which /healthz is 503
@@ -32,11 +33,11 @@ import (
 )
 
 type config struct {
-	name                               string
-	http, tls, ws, echo, greeting, udp string
-	listenDelay, readyDelay, exitAfter time.Duration
-	exitCode                           int
-	neverListen, ignoreTerm            bool
+	name                                       string
+	http, tls, ws, echo, greeting, script, udp string
+	listenDelay, readyDelay, exitAfter         time.Duration
+	exitCode                                   int
+	neverListen, ignoreTerm                    bool
 }
 
 func main() {
@@ -80,6 +81,7 @@ func load(env func(string) string) (config, error) {
 		ws:          env("WS_PORT"),
 		echo:        env("RAW_ECHO_PORT"),
 		greeting:    env("SPEAK_FIRST_PORT"),
+		script:      env("SCRIPT_PORT"),
 		udp:         env("UDP_PORT"),
 		neverListen: env("NEVER_LISTEN") != "",
 		ignoreTerm:  env("IGNORE_TERM") != "",
@@ -133,6 +135,7 @@ func serve(cfg config, start time.Time) error {
 		{cfg.tls, web.serveTLS},
 		{cfg.echo, serveEcho},
 		{cfg.greeting, func(l net.Listener) error { return serveGreeting(l, cfg.name) }},
+		{cfg.script, serveScript},
 	} {
 		if p.port == "" {
 			continue
