@@ -88,7 +88,7 @@ func (t *Table) Freeze(tuples []Tuple, timeout time.Duration) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for name, list := range keys {
-		if err := t.nl.SetAddElements(tupleSet(name), tupleElements(list, timeout)); err != nil {
+		if err := t.nl.SetAddElements(timedSet(name), timedElements(list, timeout)); err != nil {
 			return errors.Join(fmt.Errorf("freeze: %w", err), t.abandon())
 		}
 	}
@@ -107,33 +107,38 @@ func (t *Table) Unfreeze(tuples []Tuple) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for range tries {
-		for name, list := range keys {
-			if err := t.nl.SetDeleteElements(tupleSet(name), tupleElements(list, 0)); err != nil {
-				return errors.Join(fmt.Errorf("unfreeze: %w", err), t.abandon())
-			}
-		}
-		err = t.nl.Flush()
-		if !errors.Is(err, unix.ENOENT) {
-			break
-		}
-		// One that has timed out fails them all: leave out those that have,
-		// and be prepared for more to do so meanwhile.
-		if keys, err = t.frozen(keys); err != nil {
-			break
-		}
-	}
-	if err != nil {
+	if err := t.deleteKeys(keys); err != nil {
 		return fmt.Errorf("unfreeze: %w", err)
 	}
 	return nil
 }
 
-// frozen returns those of the keys that are in their sets.
-func (t *Table) frozen(keys map[string][][]byte) (map[string][][]byte, error) {
+// deleteKeys takes keys out of sets whose elements time out, in one transaction.
+// Those that are not there are no error.
+func (t *Table) deleteKeys(keys map[string][][]byte) (err error) {
+	for range tries {
+		for name, list := range keys {
+			if err := t.nl.SetDeleteElements(timedSet(name), timedElements(list, 0)); err != nil {
+				return errors.Join(err, t.abandon())
+			}
+		}
+		if err = t.nl.Flush(); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		// One that has timed out fails them all: leave out those that have,
+		// and be prepared for more to do so meanwhile.
+		if keys, err = t.present(keys); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// present returns those of the keys that are in their sets.
+func (t *Table) present(keys map[string][][]byte) (map[string][][]byte, error) {
 	still := make(map[string][][]byte)
 	for name, list := range keys {
-		have, err := t.nl.GetSetElements(tupleSet(name))
+		have, err := t.nl.GetSetElements(timedSet(name))
 		if errors.Is(err, unix.ENOENT) {
 			continue // the set itself is gone, with the whole table
 		} else if err != nil {
@@ -152,11 +157,11 @@ func (t *Table) frozen(keys map[string][][]byte) (map[string][][]byte, error) {
 	return still, nil
 }
 
-func tupleSet(name string) *nftables.Set {
+func timedSet(name string) *nftables.Set {
 	return &nftables.Set{Table: table(), Name: name, HasTimeout: true}
 }
 
-func tupleElements(keys [][]byte, timeout time.Duration) []nftables.SetElement {
+func timedElements(keys [][]byte, timeout time.Duration) []nftables.SetElement {
 	list := make([]nftables.SetElement, len(keys))
 	for i, k := range keys {
 		list[i] = nftables.SetElement{Key: k, Timeout: timeout}

@@ -39,6 +39,7 @@ const (
 	setBackends = "backends"
 	setFrozen   = "frozen"
 	setReplay   = "replay"
+	setSources  = "sources"
 )
 
 const (
@@ -75,6 +76,7 @@ func describe() layout {
 		// The slot is typed as a mark, which lists as a plain host-order number.
 		slot := concatType(f.addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
 		backend := concatType(f.addr, nftables.TypeInetService)
+		source := concatType(nftables.TypeInetProto, nftables.TypeInetService, f.addr, nftables.TypeInetService)
 		tuple := concatType(f.addr, nftables.TypeInetService, f.addr, nftables.TypeInetService)
 		l.sets = append(l.sets,
 			&nftables.Set{Table: t, Name: setKnown + f.name, KeyType: endpoint},
@@ -85,6 +87,7 @@ func describe() layout {
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
 			&nftables.Set{Table: t, Name: setFrozen + f.name, KeyType: tuple, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setReplay + f.name, KeyType: tuple, HasTimeout: true},
+			&nftables.Set{Table: t, Name: setSources + f.name, KeyType: source, DataType: backend, IsMap: true, HasTimeout: true},
 		)
 		for _, mod := range classes()[1:] {
 			name := home{slots, uint16(mod)}.name(f)
@@ -151,6 +154,7 @@ func describe() layout {
 		natPost.add(ctMark(), isDNAT(), concat(dialled...), in(setMasked+f.name), masquerade())
 		natPost.add(ctMark(), isDNAT(), concat(dialled...), in(setKnown+f.name), accept())
 		natPost.add(ctMark(), isDNAT(), concat(dialledAnywhere...), in(setMasked+f.name), masquerade())
+		natPost.add(isFamily(f), concat(l4proto(), sport(), daddr(f), dport()), value(setSources+f.name), fromLocal(), pose(f))
 	}
 	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, forward, natPost}
 

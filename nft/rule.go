@@ -110,8 +110,8 @@ func ctDport() field {
 	}
 }
 
-// scratch is where what is hashed is loaded: behind the longest key, an IPv6
-// service with its slot.
+// scratch is where what is hashed or compared besides is loaded: behind the
+// longest key, an IPv6 service with its slot.
 const scratch = 8
 
 // choice loads what the lane hashes, if it does, and returns the field with the
@@ -254,6 +254,15 @@ func isLocal() []expr.Any {
 	}
 }
 
+// fromLocal is "fib saddr type local". It spares the lower registers, where an
+// address waits.
+func fromLocal() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg(scratch), ResultADDRTYPE: true, FlagSADDR: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(scratch), Data: native(unix.RTN_LOCAL)},
+	}
+}
+
 // toLoopback is "ip6 daddr ::1".
 func toLoopback(f family) []expr.Any {
 	a := netip.IPv6Loopback()
@@ -271,6 +280,13 @@ func fromLoopback(f family) []expr.Any {
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
 
 func notrack() []expr.Any { return []expr.Any{&expr.Notrack{}} }
+
+// pose is "snat to": it gives the flow the source that lies in register 0 and on.
+func pose(f family) []expr.Any {
+	return []expr.Any{&expr.NAT{
+		Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: reg(0), RegProtoMin: reg(f.size / 4),
+	}}
+}
 
 // deliver sends the flow to the backend that lies in register 0 and on, and
 // marks it ours. The mark is set only here, so that a flow that found no
