@@ -27,6 +27,12 @@ type (
 	// Start starts a replica, made anew unless it was prepared: [Started].
 	Start struct{ Index int }
 
+	// Pause freezes a replica and begins to listen for an [Alarm]: [Paused].
+	Pause struct{ Index int }
+
+	// Thaw unfreezes a replica: [Thawed].
+	Thaw struct{ Index int }
+
 	// Probe begins health checks: [Health]. Assume says that the backend
 	// is taken to be healthy until a check fails.
 	Probe struct {
@@ -96,6 +102,7 @@ const (
 	NoteDrain     Kind = "drain"        // of Index, N flows
 	NoteUndrain   Kind = "drain-cancel" // of Index
 	NoteDrained   Kind = "drained"      // For: how long it took, N flows cut
+	NotePaused    Kind = "paused"       // frozen, N flows open
 	NoteOutdated  Kind = "outdated"     // made from another configuration
 	NoteRefused   Kind = "refused"      // a connection while failed
 	NoteStopFail  Kind = "stop-failed"  // Err: why
@@ -104,6 +111,8 @@ const (
 func (Accept) action()  {}
 func (Prepare) action() {}
 func (Start) action()   {}
+func (Pause) action()   {}
+func (Thaw) action()    {}
 func (Probe) action()   {}
 func (Unprobe) action() {}
 func (Map) action()     {}

@@ -14,10 +14,13 @@ type backend struct {
 	ordered  bool   // drained by command: not to be taken back
 	sick     bool   // its checks fail
 	dead     bool   // its program has ended
+	frozen   bool   // paused: its slots stay in the map
+	alarm    bool   // something was sent to it meanwhile
 	flows    int    // as last known
 
 	startAt  time.Time // Start was asked for
 	readyAt  time.Time // first became ready; zero: never was
+	sleptAt  time.Time // fell asleep
 	sickAt   time.Time // checks began to fail
 	drainAt  time.Time // drain began
 	recount  time.Time // next Count is due
@@ -37,7 +40,7 @@ func (s *Service) isComing(b *backend) bool {
 		return false
 	}
 	switch b.state {
-	case Starting, Ready:
+	case Starting, Ready, Thawing:
 		return true
 	case Probing:
 		return b.readyAt.IsZero()

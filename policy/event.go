@@ -38,6 +38,22 @@ type (
 		Permanent bool
 	}
 
+	// Paused answers [Pause].
+	Paused struct {
+		Index int
+		Err   error
+	}
+
+	// Thawed answers [Thaw].
+	Thawed struct {
+		Index int
+		Err   error
+	}
+
+	// Alarm reports that something was sent to a backend that is paused, or
+	// about to be: a new flow, or data on one that was left open.
+	Alarm struct{ Index int }
+
 	// Stopped answers [Stop]: nothing of the replica is left, or Err says
 	// why it could not be removed; [Stop] is then asked for again.
 	Stopped struct {
@@ -82,6 +98,7 @@ type (
 		Known  bool
 		Flows  map[int]int // live flows per backend, relayed ones too
 		New    uint64      // flows seen since the daemon started
+		Bytes  uint64      // moved by all flows since the daemon started
 		Queued int         // completed connections in the accept queue
 	}
 
@@ -116,6 +133,7 @@ type Replica struct {
 	Index    int
 	Running  bool   // its program runs
 	Prepared bool   // initialised, not started
+	Paused   bool   // frozen
 	Mapped   bool   // the kernel's map sends it flows
 	Hash     string // what it was made from
 	Started  time.Time
@@ -128,6 +146,9 @@ func (Accepted) event()  {}
 func (Prepared) event()  {}
 func (Started) event()   {}
 func (Stopped) event()   {}
+func (Paused) event()    {}
+func (Thawed) event()    {}
+func (Alarm) event()     {}
 func (Health) event()    {}
 func (Died) event()      {}
 func (Mapped) event()    {}

@@ -28,7 +28,9 @@ func drive(t testing.TB, data []byte) {
 		return int(b)
 	}
 	c := pop()
-	spec.Prepare = c&1 != 0
+	if c&1 != 0 {
+		spec.Sleep = SleepPrepared
+	}
 	spec.Min = c >> 1 & 1
 	if c>>2&1 != 0 {
 		spec.DrainTimeout = 0
@@ -43,6 +45,8 @@ func drive(t testing.TB, data []byte) {
 			r.Running = true
 		case 2:
 			r.Prepared = true
+		case 3:
+			r.Paused, r.Mapped = k&8 != 0, k&16 != 0
 		}
 		if k&4 != 0 {
 			r.Hash = "old"
@@ -51,11 +55,19 @@ func drive(t testing.TB, data []byte) {
 	}
 	members := c>>5&1 != 0
 	if members && c>>6&1 != 0 {
-		spec.Max, spec.Min, spec.Prepare = 0, 0, false
+		spec.Max, spec.Min, spec.Sleep = 0, 0, SleepStop
 		adopt = nil
 	}
 	spec.Priority = c >> 7
-	if pop()&1 != 0 {
+	e := pop()
+	if e&2 != 0 && spec.Max > 0 {
+		spec.Sleep = SleepPause
+	}
+	if e&4 != 0 {
+		spec.StopAfter = 30 * time.Second
+	}
+	spec.IdleBytes = e&8 != 0
+	if e&1 != 0 {
 		spec.SlowStart = 20 * time.Second
 	}
 	w := newWorld(t, spec, adopt...)
@@ -66,7 +78,7 @@ func drive(t testing.TB, data []byte) {
 		if members && arg&0x30 == 0x30 {
 			i = FirstMember + arg&1
 		}
-		switch op % 22 {
+		switch op % 24 {
 		case 0, 1:
 			if w.mode != AcceptOff {
 				w.accept()
@@ -86,6 +98,13 @@ func drive(t testing.TB, data []byte) {
 		case 12:
 			if w.up[i] && w.probed[i] {
 				w.health(i, false)
+			}
+		case 22:
+			w.step(Alarm{i})
+		case 23:
+			if arg < 16 {
+				spec.Sleep = Sleep(arg % 3)
+				w.step(Configure{spec})
 			}
 		case 20:
 			if members {
@@ -170,10 +189,20 @@ func drive(t testing.TB, data []byte) {
 	if spec.Min == 0 && v.Phase != Cold {
 		w.failf("at rest in phase %s", v.Phase)
 	}
-	if spec.Prepare && spec.Min == 0 && (len(v.Backends) != 1 || v.Backends[0].State != Sleeping) {
+	if spec.Min == 0 && spec.Sleep == SleepPrepared && spec.StopAfter == 0 && (len(v.Backends) != 1 || v.Backends[0].State != Sleeping) {
 		w.failf("at rest without a prepared replica: %+v", v)
 	}
-	// And it still wakes.
+	if spec.Min == 0 && spec.StopAfter > 0 && len(v.Backends) > 0 {
+		w.failf("at rest long after stop_after: %+v", v)
+	}
+	// And it still wakes; what is paused by an alarm.
+	if len(w.kernel) > 0 && spec.Min == 0 {
+		w.step(Alarm{w.kernel[0]})
+		w.calm()
+		if v := w.s.View(); v.Phase != Warm {
+			w.failf("an alarm does not wake: %+v", v)
+		}
+	}
 	served := w.served
 	w.accept()
 	w.calm()
@@ -204,7 +233,7 @@ func TestRandom(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 7))
-	for range 3000 {
+	for range 1000 {
 		b := make([]byte, 1+r.IntN(600))
 		for j := range b {
 			b[j] = byte(r.Uint32())

@@ -19,8 +19,9 @@ func (p Phase) String() string {
 // State is where a backend stands.
 type State uint8
 
-// The states of a backend. Preparing becomes Sleeping, the others follow the
-// order of their numbers; a ready backend whose checks fail is Probing again.
+// The states of a backend. Preparing and Pausing become Sleeping, Thawing
+// becomes Ready, the others follow the order of their numbers; a ready backend
+// whose checks fail is Probing again.
 const (
 	Preparing State = iota
 	Sleeping
@@ -29,10 +30,12 @@ const (
 	Ready
 	DrainingFlows
 	Stopping
+	Pausing
+	Thawing
 )
 
 func (s State) String() string {
-	return [...]string{"starting", "sleeping", "starting", "probing", "ready", "draining", "stopping"}[s]
+	return [...]string{"starting", "sleeping", "starting", "probing", "ready", "draining", "stopping", "sleeping", "starting"}[s]
 }
 
 // Phases lists all phases, for metrics that report each of them.
@@ -42,3 +45,13 @@ func Phases() []Phase { return []Phase{Cold, Waking, Warm, Draining, Failed} }
 func States() []State {
 	return []State{Sleeping, Starting, Probing, Ready, DrainingFlows, Stopping}
 }
+
+// Sleep is how a service without load sleeps.
+type Sleep uint8
+
+// The depths of sleep.
+const (
+	SleepStop     Sleep = iota // nothing is left
+	SleepPrepared              // one replica is initialised
+	SleepPause                 // frozen, memory kept; the kernel goes on accepting for it
+)

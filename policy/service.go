@@ -14,7 +14,9 @@ type Spec struct {
 	Idle         time.Duration // at zero load this long: down to Min
 	StartTimeout time.Duration // from wake to ready
 	DrainTimeout time.Duration // then flows are cut; 0: wait for ever
-	Prepare      bool          // sleep with one replica initialised
+	Sleep        Sleep         // how to sleep
+	StopAfter    time.Duration // asleep this long: stop for good; 0: never
+	IdleBytes    bool          // a flow that moves nothing is no load
 	Priority     int           // of replicas among members; lower first
 	SlowStart    time.Duration // a new replica's share grows for so long
 }
@@ -48,6 +50,8 @@ type Service struct {
 	mapped     []Share // of the last Map
 	fresh      bool    // no Map has been asked for yet
 
+	deep    bool      // slept so long that nothing is kept
+	bytes   uint64    // as last known
 	busyAt  time.Time // last sign of load
 	wakeAt  time.Time // the wake in progress began; zero: none
 	sleep   bool      // ordered to drain all
@@ -127,6 +131,19 @@ func (s *Service) take(ev Event) {
 		if b := s.backend(ev.Index); b != nil && b.state == Starting {
 			s.started(b, ev)
 		}
+	case Paused:
+		if b := s.backend(ev.Index); b != nil && b.state == Pausing {
+			s.paused(b, ev.Err)
+		}
+	case Thawed:
+		if b := s.backend(ev.Index); b != nil && b.state == Thawing {
+			s.thawed(b, ev.Err)
+		}
+	case Alarm:
+		if b := s.backend(ev.Index); b != nil && (b.frozen || b.state == Pausing) {
+			b.alarm = true
+			s.busyAt = s.now
+		}
 	case Stopped:
 		if b := s.backend(ev.Index); b != nil && b.state == Stopping {
 			s.stopped(b, ev.Err)
@@ -142,7 +159,7 @@ func (s *Service) take(ev Event) {
 	case Mapped:
 		s.acked = max(s.acked, min(ev.Seq, s.seq))
 	case Counted:
-		if b := s.backend(ev.Index); b != nil && b.state == DrainingFlows && b.counting {
+		if b := s.backend(ev.Index); b != nil && b.counting {
 			s.counted(b, ev)
 		}
 	case Quiet:
@@ -195,7 +212,12 @@ func (s *Service) adopt(rs []Replica) {
 			b.state = Probing
 			s.emit(Probe{Index: b.index})
 		case r.Prepared && !s.outdated(b) && !b.mapped:
-			b.state = Sleeping
+			b.state, b.sleptAt = Sleeping, s.now
+		case r.Paused:
+			b.state, b.sleptAt, b.frozen, b.readyAt = Sleeping, s.now, true, s.now
+			if !b.mapped {
+				s.leave(b)
+			}
 		default:
 			b.state, b.dead = DrainingFlows, true
 			b.drainAt = s.now
@@ -245,10 +267,64 @@ func (s *Service) prepared(b *backend, err error) {
 		s.stop(b, 0)
 		return
 	}
-	b.state = Sleeping
+	b.state, b.sleptAt = Sleeping, s.now
 	if b.doomed {
 		s.stop(b, 0)
 	}
+}
+
+// pause freezes a ready replica; its slots stay.
+func (s *Service) pause(b *backend) {
+	b.state, b.alarm = Pausing, false
+	s.emit(Unprobe{b.index})
+	s.emit(Pause{b.index})
+}
+
+func (s *Service) paused(b *backend, err error) {
+	if err != nil {
+		b.state, s.busyAt = Ready, s.now
+		s.emit(Probe{Index: b.index, Assume: true})
+		s.emit(Note{Kind: NoteRetry, Index: b.index, Err: fmt.Errorf("pause: %w", err), For: s.spec.Idle})
+		if b.dead {
+			s.emit(Unprobe{b.index})
+			s.leave(b)
+		}
+		return
+	}
+	b.state, b.frozen, b.sleptAt = Sleeping, true, s.now
+	s.emit(Note{Kind: NotePaused, Index: b.index, N: b.flows})
+	if b.dead {
+		s.leave(b)
+		return
+	}
+	// What was sent before the alarm was set shows in a dump.
+	b.counting = true
+	s.emit(Count{b.index})
+}
+
+func (s *Service) thaw(b *backend) {
+	b.state, b.startAt, b.alarm, b.counting = Thawing, s.now, false, false
+	s.emit(Thaw{b.index})
+}
+
+func (s *Service) thawed(b *backend, err error) {
+	if err != nil {
+		// Another replica serves from now on. This one's flows have until
+		// the drain deadline, as always.
+		s.retry(b, fmt.Errorf("unpause: %w", err))
+		b.ordered = true
+		s.leave(b)
+		return
+	}
+	b.frozen = false
+	if b.dead {
+		s.leave(b)
+		return
+	}
+	b.state = Ready
+	s.tries, s.tryT, s.failedT, s.err = 0, time.Time{}, time.Time{}, nil
+	s.emit(Probe{Index: b.index, Assume: true})
+	s.emit(Note{Kind: NoteReady, Index: b.index, For: s.now.Sub(b.startAt)})
 }
 
 func (s *Service) started(b *backend, ev Started) {
@@ -324,8 +400,15 @@ func (s *Service) health(b *backend, ev Health) {
 func (s *Service) died(b *backend, detail string) {
 	err := errors.New(detail)
 	switch b.state {
+	case Pausing, Thawing:
+		b.dead = true // seen to when the call has returned
 	case Sleeping:
 		s.retry(b, err)
+		if b.mapped {
+			b.dead = true
+			s.leave(b)
+			return
+		}
 		s.stop(b, 0)
 	case Probing, Ready, DrainingFlows:
 		if b.dead {
@@ -354,13 +437,21 @@ func (s *Service) leave(b *backend) {
 
 func (s *Service) counted(b *backend, ev Counted) {
 	b.counting = false
+	if b.state == Sleeping && b.frozen && (!ev.Known || ev.Flows > b.flows) {
+		b.alarm, s.busyAt = true, s.now // it came between the decision and the freeze
+	}
+	if b.state != DrainingFlows {
+		return
+	}
 	b.recount = s.now.Add(recount)
 	if !ev.Known {
 		return
 	}
 	b.flows = ev.Flows
 	if ev.Flows > 0 {
-		s.busyAt = s.now
+		if !s.spec.IdleBytes {
+			s.busyAt = s.now
+		}
 		return
 	}
 	s.emit(Note{Kind: NoteDrained, Index: b.index, For: s.now.Sub(b.drainAt)})
@@ -381,7 +472,9 @@ func (s *Service) load(l Load) {
 	}
 	waiting := len(s.held) + l.Queued
 	begun := s.scaler.observe(s.now, total, waiting, l.New)
-	if begun || total+waiting > 0 {
+	moved := l.Bytes != s.bytes
+	s.bytes = l.Bytes
+	if begun || waiting > 0 || total > 0 && (moved || !s.spec.IdleBytes) {
 		s.busyAt = s.now
 	}
 }
@@ -404,7 +497,12 @@ func (s *Service) drainOrder(index int) {
 		b.ordered = true
 		s.leave(b)
 	case Sleeping:
-		if !b.member {
+		switch {
+		case b.member:
+		case b.frozen:
+			b.ordered = true
+			s.leave(b)
+		default:
 			s.stop(b, 0)
 		}
 	case Starting, Preparing:

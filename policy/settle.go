@@ -12,6 +12,7 @@ func (s *Service) settle() {
 	s.decide()
 	s.scaleUp()
 	s.scaleDown()
+	s.fallAsleep()
 	s.remap()
 	s.serve()
 	s.drain()
@@ -114,7 +115,7 @@ func (s *Service) decide() {
 			s.sleep = false
 			s.want = s.spec.Min
 		}
-	case s.wanted || len(s.held) > 0 || !s.wakeAt.IsZero() || active && (s.now.Before(s.busyAt.Add(s.spec.Idle)) || s.carrying()):
+	case s.wanted || s.alarmed() || len(s.held) > 0 || !s.wakeAt.IsZero() || active && (s.now.Before(s.busyAt.Add(s.spec.Idle)) || s.carrying() && !s.spec.IdleBytes):
 		// Members carry load too; with one of them no replica has to.
 		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, ready+beside)-beside, s.spec.Min)
 		if beside == 0 {
@@ -137,6 +138,13 @@ func (s *Service) decide() {
 	case s.want != before && before > 0:
 		s.emit(Note{Kind: NoteScale, N: s.want})
 	}
+}
+
+// alarmed says that something was sent to a paused backend.
+func (s *Service) alarmed() bool {
+	return slices.ContainsFunc(s.backends, func(b *backend) bool {
+		return b.alarm && (b.state == Pausing || b.state == Sleeping)
+	})
 }
 
 // carrying says that some backend had flows when last counted.
@@ -173,16 +181,26 @@ func (s *Service) scaleUp() {
 	}
 	take(func(b *backend) bool { return b.state == Starting && b.doomed && !s.outdated(b) && s.mayStart() },
 		func(b *backend) { b.doomed = false })
+	for _, b := range s.backends {
+		if b.state == Sleeping && b.frozen && (s.want > 0 || b.alarm) && !s.outdated(b) {
+			s.thaw(b)
+			missing--
+		}
+	}
 	take(func(b *backend) bool {
 		return b.state == DrainingFlows && !s.outdated(b) && !b.ordered && !b.sick && !b.dead && !b.readyAt.IsZero()
 	}, func(b *backend) {
-		b.state, b.counting = Ready, false
 		s.emit(Note{Kind: NoteUndrain, Index: b.index, N: b.flows})
+		if b.frozen {
+			s.thaw(b)
+			return
+		}
+		b.state, b.counting = Ready, false
 	})
 	if !s.mayStart() {
 		return
 	}
-	take(func(b *backend) bool { return b.state == Sleeping && !s.outdated(b) },
+	take(func(b *backend) bool { return b.state == Sleeping && !b.frozen && !s.outdated(b) },
 		func(b *backend) { s.start(b) })
 	for _, b := range s.backends {
 		if b.state == Preparing && !s.outdated(b) && missing > 0 {
@@ -252,6 +270,8 @@ func (s *Service) scaleDown() {
 			continue
 		}
 		switch {
+		case b.state == Sleeping && b.frozen:
+			s.leave(b)
 		case b.state == Sleeping:
 			s.stop(b, 0)
 		case b.state == Probing:
@@ -261,6 +281,9 @@ func (s *Service) scaleDown() {
 			serving--
 			draining = true
 		}
+	}
+	if s.want == 0 && s.spec.Sleep == SleepPause && !s.sleep && !s.now.Before(s.manualT) && s.known {
+		surplus -= s.freeze()
 	}
 	for surplus > 0 && (s.want == 0 || !draining) && (s.known || s.sleep) {
 		var victim *backend
@@ -279,16 +302,67 @@ func (s *Service) scaleDown() {
 	}
 }
 
+// freeze pauses what is to stay in memory while the service sleeps: replicas
+// with flows that were left open, or else the first.
+func (s *Service) freeze() (n int) {
+	busy := s.carrying()
+	for _, b := range s.backends {
+		if b.state != Ready || !s.isComing(b) || busy && b.flows == 0 {
+			continue
+		}
+		s.pause(b)
+		n++
+		if !busy {
+			break
+		}
+	}
+	return n
+}
+
+// fallAsleep ends what has slept for long enough.
+func (s *Service) fallAsleep() {
+	if s.want > 0 {
+		s.deep = false
+		return
+	}
+	for _, b := range s.backends {
+		if b.member || b.state != Sleeping || s.spec.StopAfter == 0 || s.now.Before(b.sleptAt.Add(s.spec.StopAfter)) || b.alarm {
+			continue
+		}
+		s.deep = true
+		if b.frozen {
+			s.leave(b)
+		} else {
+			s.stop(b, 0)
+		}
+	}
+}
+
 func (s *Service) victim(b *backend) {
 	s.emit(Note{Kind: NoteDrain, Index: b.index, N: b.flows})
 	s.leave(b)
+}
+
+// inMap says that a backend may get new flows. A paused one does too: the
+// kernel completes handshakes for it, and its first packet wakes it. But where
+// a member is ready that one serves, and the paused one sleeps on.
+func (s *Service) inMap(b *backend) bool {
+	switch {
+	case b.state == Ready:
+		return true
+	case b.state == Pausing || b.state == Thawing || b.state == Sleeping && b.frozen:
+		return !slices.ContainsFunc(s.backends, func(m *backend) bool {
+			return m.member && m.state == Ready && m.weight > 0
+		})
+	}
+	return false
 }
 
 // tier is the priority of the backends that get new flows: the lowest number
 // among those that are ready.
 func (s *Service) tier() (tier int, ok bool) {
 	for _, b := range s.backends {
-		if b.state == Ready && s.weight(b) > 0 && (!ok || s.priority(b) < tier) {
+		if s.inMap(b) && s.weight(b) > 0 && (!ok || s.priority(b) < tier) {
 			tier, ok = s.priority(b), true
 		}
 	}
@@ -325,7 +399,7 @@ func (s *Service) remap() {
 	var want []Share
 	if tier, ok := s.tier(); ok {
 		for _, b := range s.backends {
-			if b.state == Ready && s.priority(b) == tier && s.weight(b) > 0 {
+			if s.inMap(b) && s.priority(b) == tier && s.weight(b) > 0 {
 				want = append(want, Share{b.index, s.weight(b)})
 			}
 		}
@@ -418,12 +492,15 @@ func (s *Service) prepare() {
 			have = have || b.state != Stopping // not asleep yet, or on its way
 			continue
 		}
-		if have || !s.spec.Prepare {
+		switch {
+		case b.frozen && s.spec.Sleep != SleepPause:
+			s.leave(b)
+		case !b.frozen && (have || s.spec.Sleep != SleepPrepared):
 			s.stop(b, 0)
 		}
 		have = true
 	}
-	if have || !s.spec.Prepare || !s.mayStart() || s.replicas() > s.spec.Max {
+	if have || s.deep || s.spec.Sleep != SleepPrepared || !s.mayStart() || s.replicas() > s.spec.Max {
 		return
 	}
 	i := 1
@@ -517,6 +594,10 @@ func (s *Service) Deadline() time.Time {
 			due(s.drainEnd(b))
 			if !b.counting {
 				due(b.recount)
+			}
+		case Sleeping:
+			if s.spec.StopAfter > 0 && !b.member {
+				due(b.sleptAt.Add(s.spec.StopAfter))
 			}
 		case Stopping:
 			due(b.retryAt)

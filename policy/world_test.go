@@ -22,6 +22,7 @@ type world struct {
 	inited  map[int]bool
 	healthy map[int]bool // as last told to the service
 	probed  map[int]bool
+	frozen  map[int]bool
 	dead    map[int]bool // and the service was told
 	since   map[int]time.Time
 
@@ -52,7 +53,7 @@ func newWorld(t testing.TB, spec Spec, adopt ...Replica) *world {
 	w := &world{
 		t: t, spec: spec, s: New(spec), now: time.Unix(1e9, 0),
 		call: map[int]string{}, up: map[int]bool{}, inited: map[int]bool{}, healthy: map[int]bool{},
-		probed: map[int]bool{}, dead: map[int]bool{}, since: map[int]time.Time{}, left: map[int]bool{},
+		frozen: map[int]bool{}, probed: map[int]bool{}, dead: map[int]bool{}, since: map[int]time.Time{}, left: map[int]bool{},
 		zeroed: map[int]bool{}, drained: map[int]time.Time{}, flows: map[int]int{}, conns: map[uint64]bool{},
 	}
 	for _, r := range adopt {
@@ -62,7 +63,10 @@ func newWorld(t testing.TB, spec Spec, adopt ...Replica) *world {
 			w.asked = append(w.asked, r.Index)
 			w.healthy[r.Index] = r.Running
 		}
-		w.dead[r.Index] = !r.Running && !r.Prepared
+		w.dead[r.Index] = !r.Running && !r.Prepared && !r.Paused
+		if r.Paused {
+			w.frozen[r.Index], w.up[r.Index], w.healthy[r.Index] = true, true, true
+		}
 	}
 	w.step(Adopt{adopt})
 	return w
@@ -109,6 +113,16 @@ func (w *world) do(a Action) {
 		w.mode = a.Mode
 	case Prepare:
 		w.begin(a.Index, "prepare")
+	case Pause:
+		w.begin(a.Index, "pause")
+		if w.frozen[a.Index] {
+			w.failf("pause of %d, which is paused", a.Index)
+		}
+	case Thaw:
+		w.begin(a.Index, "thaw")
+		if !w.frozen[a.Index] {
+			w.failf("thaw of %d, which is not paused", a.Index)
+		}
 	case Start:
 		w.begin(a.Index, "start")
 		delete(w.dead, a.Index)
@@ -153,7 +167,7 @@ func (w *world) do(a Action) {
 		w.asked = named
 		w.maps = append(w.maps, pending{a.Seq, named})
 	case Count:
-		if slices.Contains(w.kernel, a.Index) {
+		if slices.Contains(w.kernel, a.Index) && !w.frozen[a.Index] {
 			w.failf("count of %d before the fence", a.Index)
 		}
 		w.counts = append(w.counts, a.Index)
@@ -162,8 +176,8 @@ func (w *world) do(a Action) {
 			w.failf("serve of connection %d, which is not held", a.Conn)
 		}
 		delete(w.conns, a.Conn)
-		if !slices.Contains(w.kernel, a.Index) {
-			w.failf("serve by %d, which the kernel does not know yet", a.Index)
+		if !slices.Contains(w.kernel, a.Index) || w.frozen[a.Index] {
+			w.failf("serve by %d, which the kernel does not know yet or which is paused", a.Index)
 		}
 		w.served++
 	case Reset:
@@ -205,12 +219,18 @@ func (w *world) finish(i int, err error, permanent bool) {
 	case "start":
 		w.inited[i], w.up[i] = false, err == nil
 		w.step(Started{i, err, permanent})
+	case "pause":
+		w.frozen[i] = err == nil
+		w.step(Paused{i, err})
+	case "thaw":
+		w.frozen[i] = err != nil
+		w.step(Thawed{i, err})
 	case "stop":
 		if err == nil {
 			if i < FirstMember {
 				delete(w.up, i)
 			}
-			for _, m := range []map[int]bool{w.inited, w.healthy, w.left, w.zeroed} {
+			for _, m := range []map[int]bool{w.frozen, w.inited, w.healthy, w.left, w.zeroed} {
 				delete(m, i)
 			}
 			delete(w.flows, i)
