@@ -20,6 +20,7 @@ type condition struct {
 	client  []func(fd int) error       // options of the client
 	dialer  func(*net.Dialer)
 	from    func(l *lab) *testenv.NS                        // the client's place, if not the client's namespace
+	at      netip.AddrPort                                  // the service, if not the lab's
 	to      func(l *lab, service netip.AddrPort) netip.Addr // the backend's address, if not the lab's
 	before  int                                             // bytes the client sends while held
 	act     func(t *testing.T, c *net.TCPConn, h Held)      // before the handover
@@ -146,6 +147,7 @@ func conditions() []condition {
 		{name: "client on the host", from: func(l *lab) *testenv.NS { return l.Host }, listen: clamp(1400), before: 5000, want: Done},
 		{name: "client on the host, told of large segments", from: func(l *lab) *testenv.NS { return l.Host }, before: 5000, want: Options},
 		{name: "client behind the bridge", from: func(l *lab) *testenv.NS { return l.net.Backends[1].NS }, before: 100, want: Hairpin},
+		{name: "client on loopback", from: func(l *lab) *testenv.NS { return l.Host }, at: netip.MustParseAddrPort("127.0.0.1:80"), before: 100, want: Loopback},
 		{name: "backend on the host", to: func(l *lab, service netip.AddrPort) netip.Addr {
 			if service.Addr().Is4() {
 				return l.HostAddr4
@@ -179,7 +181,11 @@ func TestConditions(t *testing.T) {
 				c.setup(t, l)
 			}
 			l.serve(t, greet, c.backend...)
-			for _, service := range []netip.AddrPort{service4, service6} {
+			services := []netip.AddrPort{service4, service6}
+			if c.at.IsValid() {
+				services = []netip.AddrPort{c.at}
+			}
+			for _, service := range services {
 				t.Run(family(service), func(t *testing.T) { c.run(t, l, service) })
 			}
 		})
