@@ -99,6 +99,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 	watcher, err := conntrack.Watch(ctx, conntrack.Options{
 		Mark: nft.CTMark, Mask: nft.CTMask,
 		Zero: func(b conntrack.Backend) { <-started; ctl.Zero(b) },
+		Wake: func(b conntrack.Backend) { <-started; ctl.Alarm(b.Backend) },
 		Resync: func(reason error) {
 			log.Warn().Err(reason).Msg("flows are counted anew")
 		},

@@ -33,9 +33,6 @@ func unbuilt() []gate {
 		{key: "max_flows_per_client", hit: func(s *Service) bool { return s.Limits.MaxFlowsPerClient > 0 }, use: "0"},
 		{key: "max_new_per_second", hit: func(s *Service) bool { return s.Limits.MaxNewPerSecond > 0 }, use: "0"},
 		{key: "max_new_per_second_per_client", hit: func(s *Service) bool { return s.Limits.MaxNewPerSecondPerClient > 0 }, use: "0"},
-		{key: "scale.idle_counts", hit: func(s *Service) bool { return s.Scale.IdleCounts != IdleFlows }, use: `"flows"`},
-		{key: "scale.sleep", hit: func(s *Service) bool { return s.Scale.Sleep == SleepPause }, use: `"stop" or "prepared"`},
-		{key: "scale.stop_after", hit: func(s *Service) bool { return s.Scale.StopAfter > 0 }, use: `"0s"`},
 		{key: "backend", hit: func(s *Service) bool { return len(s.Backends) > 0 }, use: "[service.NAME.container]"},
 		{key: "canary", hit: func(s *Service) bool { return s.Canary != nil }},
 	}

@@ -11,6 +11,7 @@ import (
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/health"
+	"sluice/conntrack"
 	"sluice/podman"
 	"sluice/policy"
 )
@@ -31,6 +32,15 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		r := s.replica(a.Index)
 		spec, limit, prepared := s.spec, callTimeout(s), r.addr.IsValid()
 		c.work.Go(func() { c.start(s, spec, limit, r.name, a.Index, prepared) })
+	case policy.Pause:
+		c.paused[s] = true
+		r := s.replica(a.Index)
+		names := s.backends(r)
+		c.work.Go(func() { c.pause(s, r, names) })
+	case policy.Thaw:
+		r := s.replica(a.Index)
+		names := s.backends(r)
+		c.work.Go(func() { c.thaw(s, r, names) })
 	case policy.Stop:
 		c.stop(s, a)
 	case policy.Probe:
@@ -141,6 +151,41 @@ func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name 
 		}
 		c.step(s, now, policy.Started{Index: index, Err: err, Permanent: errors.Is(err, podman.ErrImage) || errors.Is(err, podman.ErrSpec)})
 	})
+}
+
+// pause freezes a replica. The alarm is set before, so that nothing that is
+// sent to it goes unnoticed.
+func (c *Control) pause(s *service, r *replica, names []conntrack.Backend) {
+	for _, b := range names {
+		c.opt.Flows.Arm(b)
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
+	defer cancel()
+	err := c.opt.Replicas.Pause(ctx, r.name)
+	c.box.post(func(now time.Time) { c.step(s, now, policy.Paused{Index: r.index, Err: err}) })
+}
+
+func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
+	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
+	defer cancel()
+	err := c.opt.Replicas.Unpause(ctx, r.name)
+	for _, b := range names {
+		c.opt.Flows.Disarm(b)
+	}
+	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
+}
+
+const pauseTimeout = 10 * time.Second
+
+// backends are the names under which conntrack counts a replica's flows.
+func (s *service) backends(r *replica) []conntrack.Backend {
+	names := make([]conntrack.Backend, 0, len(s.endpoints))
+	for _, ep := range s.endpoints {
+		names = append(names, conntrack.Backend{
+			Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: r.addr, Proto: ep.Proto,
+		})
+	}
+	return names
 }
 
 // callTimeout bounds a start: it may have to pull an image first.

@@ -69,9 +69,17 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica) {
 			r.Running = true
 		case podman.Initialized:
 			r.Prepared = true
+		case podman.Paused:
+			r.Paused = true
 		}
-		if r.Running || r.Prepared {
+		if r.Running || r.Prepared || r.Paused {
 			c.know(s, p)
+		}
+		if r.Paused {
+			c.paused[s] = true
+			for _, b := range s.backends(s.replica(p.Index)) {
+				c.opt.Flows.Arm(b)
+			}
 		}
 		r.Mapped = addr(p).IsValid() && slices.Contains(s.slots, addr(p))
 		s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
@@ -137,6 +145,7 @@ func (c *Control) forget(s *service) {
 	c.due.set(s, time.Time{})
 	c.app.apply(c.slotted(s, nil, false))
 	delete(c.services, s.name)
+	delete(c.paused, s)
 	for _, ep := range s.endpoints {
 		if c.endpoints[ep] == s {
 			delete(c.endpoints, ep)

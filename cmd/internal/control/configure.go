@@ -247,7 +247,7 @@ func (c *Control) retire(s *service, now time.Time) {
 	s.removed = true
 	s.log.Info().Msg("not configured any more, draining what is left of it")
 	min0 := policySpec(s.cfg, s.spec)
-	min0.Min, min0.Prepare = 0, false
+	min0.Min, min0.Sleep = 0, policy.SleepStop
 	c.step(s, now, policy.Configure{Spec: min0})
 	c.step(s, now, policy.Members{})
 	c.step(s, now, policy.Drain{})

@@ -32,6 +32,8 @@ type Flows interface {
 	Live(backend netip.AddrPort, proto uint8) (int, error)
 	Forget(ctx context.Context, backend netip.AddrPort, proto uint8) (int, error)
 	Sync(context.Context) error
+	Arm(conntrack.Backend) (conntrack.Count, bool)
+	Disarm(conntrack.Backend)
 }
 
 // Replicas makes containers.
@@ -41,6 +43,8 @@ type Replicas interface {
 	Init(context.Context, string) (podman.Replica, error)
 	Start(context.Context, string) (podman.Replica, error)
 	Stop(context.Context, string, time.Duration) error
+	Pause(context.Context, string) error
+	Unpause(context.Context, string) error
 	Remove(context.Context, string) error
 	Probe(context.Context, string, time.Duration) (bool, error)
 	Logs(context.Context, string, int) ([]string, error)
@@ -90,10 +94,12 @@ type Control struct {
 	services  map[string]*service
 	listeners map[uint64]*listener
 	endpoints map[nft.Endpoint]*service
+	paused    map[*service]bool // those with a paused backend
 	due       deadlines
 	todo      []serving // connections taken in this turn
 	nextConn  uint64
 	nextID    uint64
+	synced    time.Time // flows were last dumped
 	adopted   bool
 
 	configError string
@@ -110,7 +116,7 @@ type message func(now time.Time)
 func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
-		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{},
+		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{},
 		ready: make(chan struct{}),
 	}
 	c.app = newApplier(o.Table, o.Log)
@@ -165,6 +171,18 @@ func (c *Control) Zero(b conntrack.Backend) {
 	})
 }
 
+// Alarm takes the news that something was sent to a backend that is paused.
+func (c *Control) Alarm(backend netip.AddrPort) {
+	c.box.post(func(now time.Time) {
+		for s := range c.paused {
+			if r := s.byAddr(backend); r != nil {
+				c.step(s, now, policy.Alarm{Index: r.index})
+				return
+			}
+		}
+	})
+}
+
 // quiet lets a service look at its load at once when a backend has become
 // free, rather than at the next tick.
 func (c *Control) quiet(s *service, now time.Time, r *replica) {
@@ -197,8 +215,6 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 
 	load := time.NewTicker(loadEvery)
 	defer load.Stop()
-	dump := time.NewTicker(syncEvery)
-	defer dump.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var batch []message
@@ -218,9 +234,8 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			c.serve()
 		case now := <-load.C:
 			c.loads(now)
+			c.correct(now)
 			c.serve()
-		case <-dump.C:
-			c.correct()
 		case <-timer.C:
 			c.ticks(time.Now())
 			c.serve()
@@ -262,18 +277,32 @@ func (c *Control) loads(now time.Time) {
 	}
 }
 
-// correct lets a dump put the counts right.
-func (c *Control) correct() {
+// correct lets a dump put the counts right: every syncEvery, and for services
+// whose idleness is told by bytes four times in the time that makes one idle,
+// since the bytes of live flows are known by dumps alone.
+func (c *Control) correct(now time.Time) {
+	every := time.Duration(0)
 	for _, s := range c.services {
-		if s.policy.Phase() != policy.Cold {
-			c.work.Go(func() {
-				if err := c.opt.Flows.Sync(c.ctx); err != nil && c.ctx.Err() == nil {
-					c.log.Warn().Err(err).Msg("flows not dumped")
-				}
-			})
-			return
+		if s.policy.Phase() == policy.Cold {
+			continue
+		}
+		need := syncEvery
+		if s.cfg.Scale.IdleCounts == config.IdleBytes {
+			need = min(max(s.cfg.Scale.Idle/4, loadEvery), syncEvery)
+		}
+		if every == 0 || need < every {
+			every = need
 		}
 	}
+	if every == 0 || now.Sub(c.synced) < every {
+		return
+	}
+	c.synced = now
+	c.work.Go(func() {
+		if err := c.opt.Flows.Sync(c.ctx); err != nil && c.ctx.Err() == nil {
+			c.log.Warn().Err(err).Msg("flows not dumped")
+		}
+	})
 }
 
 // close ends what Run has opened. Containers, table and flows stay.

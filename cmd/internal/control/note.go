@@ -56,6 +56,8 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 			level, text = zerolog.WarnLevel, fmt.Sprintf("drain deadline of %s reached, %d flows cut", n.For.Round(time.Millisecond), n.N)
 		}
 		c.opt.Record.Drained(n.For, n.N)
+	case policy.NotePaused:
+		text = fmt.Sprintf("paused with %d flows open", n.N)
 	case policy.NoteOutdated:
 		text = "made from another configuration, will be replaced"
 	case policy.NoteRefused:

@@ -12,7 +12,6 @@ import (
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
-	"sluice/conntrack"
 	"sluice/nft"
 	"sluice/podman"
 	"sluice/policy"
@@ -43,6 +42,7 @@ type replica struct {
 	carries int            // connections that the daemon still has a part in
 	relays  int            // of these, those that are relayed
 	begun   uint64         // flows it was given, as last counted
+	moved   uint64         // bytes of them, as last counted
 	unprobe func()         // ends its checks; nil: none run
 	unwatch func()         // ends the death watch; nil: none runs
 }
@@ -75,7 +75,7 @@ type service struct {
 
 // totals are counters of a service's lifetime in this process.
 type totals struct {
-	tracked, relayed, handedOver uint64
+	tracked, relayed, handedOver, bytes uint64
 }
 
 // wake collects the times of a cold start.
@@ -104,10 +104,16 @@ func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
 		},
 		Hash: spec.Hash(), Idle: cfg.Scale.Idle,
 		StartTimeout: cfg.Start.Timeout, DrainTimeout: cfg.Drain.Timeout,
-		Prepare: cfg.Scale.Sleep == config.SleepPrepared,
+		StopAfter: cfg.Scale.StopAfter, IdleBytes: cfg.Scale.IdleCounts == config.IdleBytes,
+	}
+	switch cfg.Scale.Sleep {
+	case config.SleepPrepared:
+		p.Sleep = policy.SleepPrepared
+	case config.SleepPause:
+		p.Sleep = policy.SleepPause
 	}
 	if cfg.Container == nil {
-		p.Min, p.Max, p.Prepare = 0, 0, false
+		p.Min, p.Max, p.Sleep = 0, 0, policy.SleepStop
 	}
 	return p
 }
@@ -175,20 +181,25 @@ func (s *service) load(flows Flows) policy.Load {
 			continue
 		}
 		var begun uint64
-		for _, ep := range s.endpoints {
-			n, known := flows.Count(conntrack.Backend{
-				Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: r.addr, Proto: ep.Proto,
-			})
+		var moved uint64
+		for _, b := range s.backends(r) {
+			n, known := flows.Count(b)
 			l.Known = l.Known && known
 			l.Flows[r.index] += n.Live
 			begun += n.New
+			moved += n.Bytes
 		}
+		if moved > r.moved {
+			s.counts.bytes += moved - r.moved
+		}
+		r.moved = moved
 		if begun > r.begun { // less after the counts were made anew
 			s.counts.tracked += begun - r.begun
 		}
 		r.begun = begun
 	}
 	l.New = s.counts.tracked + s.counts.relayed
+	l.Bytes = s.counts.bytes
 	for _, w := range s.listeners {
 		n, err := w.ln.Queued()
 		if err != nil {

@@ -64,7 +64,7 @@ func (c *Control) ended(now time.Time, ev podman.Event) {
 func (c *Control) reconcile(now, asked time.Time, found []podman.Replica) {
 	running := map[string]string{}
 	for _, p := range found {
-		if p.State == podman.Running || p.State == podman.Initialized {
+		if p.State.Live() {
 			running[p.Name] = p.ID
 		}
 	}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"sluice/cmd/internal/control"
+)
+
+func pausedOne(st control.ServiceStatus) bool {
+	return st.Phase == "cold" && len(st.Backends) == 1 && st.Backends[0].State == "sleeping"
+}
+
+// TestPause: a paused replica keeps its slots; the next connection goes to it
+// through the kernel, wakes it, and never meets the daemon.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := h.start(t, h.configure(t, web("idle = \"1s\"\nsleep = \"pause\"", "", "")))
+	h.get(t, "/who")
+	for range 3 {
+		st := d.until(t, "pause", pausedOne)
+		if got := h.pod.CLI(t, "inspect", "--format", "{{.State.Status}}", st.Backends[0].Name); strings.TrimSpace(got) != "paused" {
+			t.Errorf("podman says %s", got)
+		}
+		h.get(t, "/who")
+	}
+	if st := d.status(t); st.HandedOver+st.Relayed != 1 {
+		t.Errorf("connections to a paused replica met the daemon: %+v", st)
+	}
+	// A restart finds it paused, and it wakes all the same.
+	d.until(t, "pause", pausedOne)
+	d.signal(t, syscall.SIGKILL)
+	d.end(t)
+	d = h.start(t, filepath.Join(h.dir, "sluice.toml"))
+	d.until(t, "pause", pausedOne)
+	h.get(t, "/who")
+}
+
+// TestLadder: what sleeps for stop_after is stopped.
+func TestLadder(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := h.start(t, h.configure(t, web("idle = \"1s\"\nsleep = \"pause\"\nstop_after = \"2s\"", "", "")))
+	h.get(t, "/who")
+	d.until(t, "pause", pausedOne)
+	d.until(t, "stop", asleep)
+	h.get(t, "/who")
+}
