@@ -296,7 +296,7 @@ func TestHandoverRandom(t *testing.T) {
 	})
 
 	end := time.Now().Add(*converseFor)
-	n, rounds, cold := 0, 0, 0
+	n, rounds, cold, talked := 0, 0, 0, time.Duration(0)
 	for ; time.Now().Before(end) && !t.Failed(); rounds++ {
 		if asleep(d.status(t)) {
 			cold++
@@ -305,7 +305,9 @@ func TestHandoverRandom(t *testing.T) {
 		for i := range plays {
 			plays[i] = newPlay(r, n+i)
 		}
+		began := time.Now()
 		h.converse(t, fmt.Sprintf("round %d", rounds), straight, plays)
+		talked += time.Since(began)
 		n += len(plays)
 		if r.IntN(4) > 0 {
 			d.rest(t)
@@ -315,7 +317,7 @@ func TestHandoverRandom(t *testing.T) {
 	}
 	d.rest(t)
 	got := h.handovers(t)
-	t.Logf("%d conversations in %d rounds, %d of them from zero: %v", n, rounds, cold, got)
+	t.Logf("%d conversations in %d rounds (%s each), %d of them from zero: %v", n, rounds, talked/time.Duration(rounds), cold, got)
 	if got["failed"] != 0 || got["relay_error"] != 0 {
 		t.Error("handovers failed")
 	}
@@ -374,10 +376,11 @@ func (h *host) converse(t *testing.T, round, straight string, plays []*play) {
 	}
 	wg.Wait()
 	for i, p := range plays {
+		asked, answered := said(p.client), said(p.server)
 		failed := func(who string, err error) { t.Errorf("%s, %s: %v\n%+v", round, who, err, *p) }
 		for j, addr := range addrs {
 			if p.early == "" {
-				if err := p.check(reports[i][j], p.server); err != nil {
+				if err := p.check(reports[i][j], answered); err != nil {
 					failed("client of "+addr, err)
 				}
 			}
@@ -389,7 +392,7 @@ func (h *host) converse(t *testing.T, round, straight string, plays []*play) {
 				failed("server at "+addr, err)
 				return
 			}
-			if err := p.check(served, p.client); err != nil {
+			if err := p.check(served, asked); err != nil {
 				failed("server at "+addr, err)
 			}
 		}
