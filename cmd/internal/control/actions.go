@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/health"
@@ -30,7 +29,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 			s.wake.start = now
 		}
 		r := s.replica(a.Index)
-		spec, limit, prepared := s.spec, callTimeout(s), r.addr.IsValid()
+		spec, limit, prepared := s.spec, callTimeout(s), r.known()
 		c.work.Go(func() { c.start(s, spec, limit, r.name, a.Index, prepared) })
 	case policy.Pause:
 		c.paused[s] = true
@@ -56,9 +55,9 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.app.apply(ch)
 	case policy.Count:
 		r := s.replica(a.Index)
-		addr := r.addr
+		names := s.backends(r)
 		c.work.Go(func() {
-			n, err := c.opt.Flows.Live(addr, unix.IPPROTO_TCP)
+			n, err := c.live(names)
 			if err != nil {
 				s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
 			}
@@ -139,8 +138,8 @@ func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name 
 	if err == nil {
 		r, err = c.opt.Replicas.Start(ctx, name)
 	}
-	if err == nil && !addr(r).IsValid() {
-		err = fmt.Errorf("%s has no IPv4 address on network %q", name, spec.Network)
+	if err == nil && !r.Addr4.IsValid() && !r.Addr6.IsValid() {
+		err = fmt.Errorf("%s has no address on network %q", name, spec.Network)
 	}
 	c.box.post(func(now time.Time) {
 		if err == nil {
@@ -181,23 +180,57 @@ const pauseTimeout = 10 * time.Second
 func (s *service) backends(r *replica) []conntrack.Backend {
 	names := make([]conntrack.Backend, 0, len(s.endpoints))
 	for _, ep := range s.endpoints {
-		names = append(names, conntrack.Backend{
-			Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: r.addr, Proto: ep.Proto,
-		})
+		if a := r.at(ep.Addr); a.IsValid() {
+			names = append(names, conntrack.Backend{
+				Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: a, Proto: ep.Proto,
+			})
+		}
 	}
 	return names
+}
+
+// target is one address of a backend.
+type target struct {
+	addr  netip.AddrPort
+	proto uint8
+}
+
+func targets(names []conntrack.Backend) (list []target) {
+	for _, b := range names {
+		if t := (target{b.Backend, b.Proto}); !slices.Contains(list, t) {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// live counts the flows of a backend by dumps.
+func (c *Control) live(names []conntrack.Backend) (total int, err error) {
+	for _, t := range targets(names) {
+		n, err := c.opt.Flows.Live(t.addr, t.proto)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
 }
 
 // callTimeout bounds a start: it may have to pull an image first.
 func callTimeout(s *service) time.Duration { return s.cfg.Start.Timeout + time.Minute }
 
-func addr(r podman.Replica) netip.AddrPort { return netip.AddrPortFrom(r.Addr4, r.Port) }
-
 // know takes over a running or prepared replica's address and watches for its
 // death.
 func (c *Control) know(s *service, p podman.Replica) {
 	r := s.replica(p.Index)
-	r.addr, r.id, r.since = addr(p), p.ID, time.Now()
+	r.id, r.since = p.ID, time.Now()
+	r.addr4, r.addr6 = netip.AddrPort{}, netip.AddrPort{}
+	if p.Addr4.IsValid() {
+		r.addr4 = netip.AddrPortFrom(p.Addr4, p.Port)
+	}
+	if p.Addr6.IsValid() {
+		r.addr6 = netip.AddrPortFrom(p.Addr6, p.Port)
+	}
 	r.endWatch()
 	ctx, cancel := context.WithCancel(c.ctx)
 	r.unwatch = cancel
@@ -230,7 +263,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	r := s.replica(a.Index)
 	r.endProbe()
 	r.endWatch()
-	addr := r.addr
+	names := targets(s.backends(r))
 	var timeout time.Duration
 	if s.cfg.Container != nil {
 		timeout = s.cfg.Container.StopTimeout
@@ -244,8 +277,10 @@ func (c *Control) stop(s *service, a policy.Stop) {
 				err = c.opt.Replicas.Remove(ctx, r.name)
 			}
 		}
-		if err == nil && addr.IsValid() {
-			_, err = c.opt.Flows.Forget(ctx, addr, unix.IPPROTO_TCP)
+		for _, t := range names {
+			if err == nil {
+				_, err = c.opt.Flows.Forget(ctx, t.addr, t.proto)
+			}
 		}
 		c.box.post(func(now time.Time) {
 			if err == nil && r.index < policy.FirstMember {
@@ -267,7 +302,7 @@ func (c *Control) probe(s *service, r *replica, assume bool) {
 		Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall,
 	}
 	name := r.name
-	target := health.Target{Addr: r.addr, Healthy: assume, Exec: func(ctx context.Context, _ []string) (int, string, error) {
+	target := health.Target{Addr: r.any(), Healthy: assume, Exec: func(ctx context.Context, _ []string) (int, string, error) {
 		return c.exec(ctx, name, h.Timeout)
 	}}
 	index := r.index

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -46,12 +47,7 @@ func (c *Control) adopt(ctx context.Context) error {
 				left = append(left, p)
 			}
 		}
-		if s.slots == nil {
-			for _, ep := range s.endpoints {
-				s.slots = append(s.slots, table[ep].Slots...)
-			}
-		}
-		c.begin(s, now, left)
+		c.begin(s, now, left, table)
 		if s.removed {
 			c.retire(s, now)
 		}
@@ -60,7 +56,7 @@ func (c *Control) adopt(ctx context.Context) error {
 }
 
 // begin tells a service what is left of it and lets it go.
-func (c *Control) begin(s *service, now time.Time, left []podman.Replica) {
+func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table map[nft.Endpoint]nft.Service) {
 	var replicas []policy.Replica
 	for _, p := range left {
 		r := policy.Replica{Index: p.Index, Hash: p.SpecHash, Started: p.StartedAt}
@@ -81,7 +77,10 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica) {
 				c.opt.Flows.Arm(b)
 			}
 		}
-		r.Mapped = addr(p).IsValid() && slices.Contains(s.slots, addr(p))
+		for _, b := range s.backends(s.replica(p.Index)) {
+			ep := nft.Endpoint{Addr: b.Service.Addr(), Proto: b.Proto, Port: b.Service.Port()}
+			r.Mapped = r.Mapped || slices.Contains(table[ep].Slots, b.Backend)
+		}
 		s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
 		replicas = append(replicas, r)
 	}
@@ -121,7 +120,9 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 			continue
 		}
 		for ep, sv := range table {
-			if !known[ep] && slices.Contains(sv.Slots, addr(p)) {
+			if !known[ep] && slices.ContainsFunc(sv.Slots, func(a netip.AddrPort) bool {
+				return a == netip.AddrPortFrom(p.Addr4, p.Port) || a == netip.AddrPortFrom(p.Addr6, p.Port)
+			}) {
 				known[ep] = true
 				s.endpoints = append(s.endpoints, ep)
 				c.endpoints[ep] = s
@@ -143,7 +144,8 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 // forget drops a removed service that has come to rest.
 func (c *Control) forget(s *service) {
 	c.due.set(s, time.Time{})
-	c.app.apply(c.slotted(s, nil, false))
+	s.shares = nil
+	c.app.apply(c.slotted(s, false))
 	delete(c.services, s.name)
 	delete(c.paused, s)
 	for _, ep := range s.endpoints {

@@ -70,7 +70,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 	c.detach()
 	if c.adopted {
 		for _, s := range changed {
-			c.begin(s, now, nil)
+			c.begin(s, now, nil, nil)
 		}
 	}
 	return nil
@@ -238,7 +238,7 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 		}
 	}
 	// Addresses that are new to a warm service.
-	c.app.apply(c.slotted(s, s.slots, false))
+	c.app.apply(c.slotted(s, false))
 	c.arm(s, s.mode)
 }
 

@@ -23,12 +23,17 @@ func (c *Control) resolve(s *service) {
 // member returns the replica entry of a fixed address.
 func (s *service) member(addr netip.AddrPort) *replica {
 	for _, r := range s.replicas {
-		if r.addr == addr && r.index >= policy.FirstMember {
+		if (r.addr4 == addr || r.addr6 == addr) && r.index >= policy.FirstMember {
 			return r
 		}
 	}
 	s.members++
-	r := &replica{index: policy.FirstMember + s.members, name: addr.String(), addr: addr}
+	r := &replica{index: policy.FirstMember + s.members, name: addr.String()}
+	if addr.Addr().Is4() {
+		r.addr4 = addr
+	} else {
+		r.addr6 = addr
+	}
 	s.replicas[r.index] = r
 	return r
 }

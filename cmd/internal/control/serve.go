@@ -21,6 +21,7 @@ type serving struct {
 	held    held
 	replica *replica
 	backend netip.AddrPort
+	cross   bool // backend is of another family than the client
 	from    time.Time
 }
 
@@ -35,7 +36,12 @@ const (
 func (c *Control) take(s *service, now time.Time, conn uint64, index int) {
 	r := s.replica(index)
 	r.carries++
-	c.todo = append(c.todo, serving{service: s, held: s.held[conn], replica: r, backend: r.addr, from: now})
+	h := s.held[conn]
+	v := serving{service: s, held: h, replica: r, backend: r.at(h.endpoint.Addr), from: now}
+	if !v.backend.IsValid() { // of the other family: relayed
+		v.backend, v.cross = r.any(), true
+	}
+	c.todo = append(c.todo, v)
 	delete(s.held, conn)
 }
 
@@ -47,7 +53,7 @@ func (c *Control) serve() {
 	}
 	var move, pass []serving
 	for _, v := range c.todo {
-		if c.opt.Porter == nil || v.service.cfg.Handover == config.HandoverRelay {
+		if c.opt.Porter == nil || v.cross || v.service.cfg.Handover == config.HandoverRelay {
 			pass = append(pass, v)
 		} else {
 			move = append(move, v)

@@ -34,17 +34,17 @@ type held struct {
 
 // replica is what control knows of a container.
 type replica struct {
-	index   int
-	name    string
-	id      string         // of the container; "" as long as addr is zero
-	addr    netip.AddrPort // zero until its start has returned
-	since   time.Time      // addr and id are known
-	carries int            // connections that the daemon still has a part in
-	relays  int            // of these, those that are relayed
-	begun   uint64         // flows it was given, as last counted
-	moved   uint64         // bytes of them, as last counted
-	unprobe func()         // ends its checks; nil: none run
-	unwatch func()         // ends the death watch; nil: none runs
+	index        int
+	name         string
+	id           string         // of the container; "" as long as no address is known
+	addr4, addr6 netip.AddrPort // zero until its start has returned
+	since        time.Time      // addr and id are known
+	carries      int            // connections that the daemon still has a part in
+	relays       int            // of these, those that are relayed
+	begun        uint64         // flows it was given, as last counted
+	moved        uint64         // bytes of them, as last counted
+	unprobe      func()         // ends its checks; nil: none run
+	unwatch      func()         // ends the death watch; nil: none runs
 }
 
 // service is one service with its state machine and what it holds open. All
@@ -63,12 +63,13 @@ type service struct {
 	members   int         // indices given to backends that sluice does not start
 	removed   bool        // not configured any more: drain, then forget
 
-	slots   []netip.AddrPort // as asked for last
-	due     time.Time
-	wake    wake
-	counts  totals
-	lastRef time.Time // when a refused connection was last logged
-	refused int
+	shares    []policy.Share // as asked for last
+	mappedAny bool           // shares is what was asked for last
+	due       time.Time
+	wake      wake
+	counts    totals
+	lastRef   time.Time // when a refused connection was last logged
+	refused   int
 
 	heapIndex int
 }
@@ -146,9 +147,29 @@ func (s *service) replica(index int) *replica {
 	return r
 }
 
+// known says that the replica has an address.
+func (r *replica) known() bool { return r.addr4.IsValid() || r.addr6.IsValid() }
+
+// at is the replica's address in the family of a service address, or the zero
+// value.
+func (r *replica) at(a netip.Addr) netip.AddrPort {
+	if a.Is4() {
+		return r.addr4
+	}
+	return r.addr6
+}
+
+// any is the address to reach the replica by from here.
+func (r *replica) any() netip.AddrPort {
+	if r.addr4.IsValid() {
+		return r.addr4
+	}
+	return r.addr6
+}
+
 func (s *service) byAddr(a netip.AddrPort) *replica {
 	for _, r := range s.replicas {
-		if r.addr == a {
+		if a.IsValid() && (r.addr4 == a || r.addr6 == a) {
 			return r
 		}
 	}
@@ -177,7 +198,7 @@ func (s *service) load(flows Flows) policy.Load {
 	l := policy.Load{Known: true, Flows: map[int]int{}}
 	for _, r := range s.replicas {
 		l.Flows[r.index] = r.carries
-		if !r.addr.IsValid() {
+		if !r.known() {
 			continue
 		}
 		var begun uint64
@@ -213,34 +234,51 @@ func (s *service) load(flows Flows) policy.Load {
 
 // table says which slots the backends fill, on every address of the service.
 func (c *Control) table(s *service, shares []policy.Share) change {
-	var addrs, slots []netip.AddrPort
-	var weights []int
-	for _, sh := range shares {
-		addrs = append(addrs, s.replica(sh.Index).addr)
-		weights = append(weights, sh.Weight)
+	leaves := !s.mappedAny // what an earlier run has put there is not known by index
+	for _, old := range s.shares {
+		leaves = leaves || !slices.ContainsFunc(shares, func(sh policy.Share) bool { return sh.Index == old.Index })
 	}
-	for _, i := range policy.Spread(weights, policy.SlotCount(weights, nft.Classes())) {
-		slots = append(slots, addrs[i])
-	}
-	leaves := slices.ContainsFunc(s.slots, func(a netip.AddrPort) bool { return !slices.Contains(addrs, a) })
-	s.slots = slots
-	return c.slotted(s, slots, leaves)
+	s.shares, s.mappedAny = shares, true
+	return c.slotted(s, leaves)
 }
 
-// slotted gives the addresses of the service these slots. Addresses that have
+// slotted gives the addresses of the service their slots. Addresses that have
 // gone to another service meanwhile are that one's.
-func (c *Control) slotted(s *service, slots []netip.AddrPort, leaves bool) change {
+func (c *Control) slotted(s *service, leaves bool) change {
 	ch := change{service: s.name, endpoints: map[nft.Endpoint]*nft.Service{}, removes: leaves}
 	for _, ep := range s.endpoints {
+		slots := s.slots(ep)
 		switch {
 		case c.endpoints[ep] != s:
 		case s.removed && len(slots) == 0:
 			ch.endpoints[ep] = nil
 		case s.removed || s.owns(ep):
-			ch.endpoints[ep] = &nft.Service{Slots: slots}
+			ch.endpoints[ep] = s.kernel(slots)
 		}
 	}
 	return ch
+}
+
+// slots spreads the shares over the slots of one address. Backends without an
+// address of its family get none; without any the daemon serves that address.
+func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
+	var addrs []netip.AddrPort
+	var weights []int
+	for _, sh := range s.shares {
+		if a := s.replica(sh.Index).at(ep.Addr); a.IsValid() {
+			addrs = append(addrs, a)
+			weights = append(weights, sh.Weight)
+		}
+	}
+	for _, i := range policy.Spread(weights, policy.SlotCount(weights, nft.Classes())) {
+		slots = append(slots, addrs[i])
+	}
+	return slots
+}
+
+// kernel is what the table holds of the service.
+func (s *service) kernel(slots []netip.AddrPort) *nft.Service {
+	return &nft.Service{Slots: slots}
 }
 
 // allows refuses orders that make no sense, in words for a person.

@@ -102,8 +102,8 @@ func (c *Control) status(s *service) ServiceStatus {
 	st.FlowsTotal = load.New
 	for _, b := range v.Backends {
 		bs := BackendStatus{Name: podman.Name(s.name, b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
-		if r := s.replicas[b.Index]; r != nil && r.addr.IsValid() {
-			bs.Address = r.addr.String()
+		if r := s.replicas[b.Index]; r != nil && r.known() {
+			bs.Address = r.any().String()
 		}
 		st.Flows += bs.Flows
 		st.Backends = append(st.Backends, bs)

@@ -50,7 +50,7 @@ func (c *Control) watch(ctx context.Context) {
 // ended takes the end of a container from Podman's events.
 func (c *Control) ended(now time.Time, ev podman.Event) {
 	s := c.services[ev.Service]
-	if s == nil || s.replicas[ev.Index] == nil || !s.replicas[ev.Index].addr.IsValid() {
+	if s == nil || s.replicas[ev.Index] == nil || !s.replicas[ev.Index].known() {
 		return
 	}
 	if id := s.replicas[ev.Index].id; id != "" && id != ev.ID {
