@@ -49,6 +49,12 @@ func (e *PeerError) Unwrap() error { return e.Err }
 // *PeerError. Stats are right in every case, but for bytes of a broken relay
 // that were on the way.
 func Run(ctx context.Context, client, backend *net.TCPConn) (Stats, error) {
+	return RunWith(ctx, nil, client, backend)
+}
+
+// RunWith is Run for a backend that expects a [Header]: it is written first,
+// before the client has said anything, and not counted.
+func RunWith(ctx context.Context, header []byte, client, backend *net.TCPConn) (Stats, error) {
 	r := &relay{client: side{TCPConn: client, name: "client"}, backend: side{TCPConn: backend, name: "backend"}}
 	for _, c := range []*net.TCPConn{client, backend} {
 		// Best effort: on a broken socket the first read says more.
@@ -60,8 +66,8 @@ func Run(ctx context.Context, client, backend *net.TCPConn) (Stats, error) {
 	defer stop()
 
 	var wg sync.WaitGroup
-	wg.Go(func() { r.pass(&r.backend, &r.client, &r.stats.ToBackend) })
-	wg.Go(func() { r.pass(&r.client, &r.backend, &r.stats.ToClient) })
+	wg.Go(func() { r.pass(&r.backend, &r.client, header, &r.stats.ToBackend) })
+	wg.Go(func() { r.pass(&r.client, &r.backend, nil, &r.stats.ToClient) })
 	wg.Wait()
 
 	if r.err == nil {
@@ -94,10 +100,17 @@ type side struct {
 	ended atomic.Bool // we have ended our direction, or are about to
 }
 
-// pass copies one direction. ReadFrom another *net.TCPConn splices.
-func (r *relay) pass(to, from *side, n *int64) {
+// pass copies one direction, after header. ReadFrom another *net.TCPConn
+// splices.
+func (r *relay) pass(to, from *side, header []byte, n *int64) {
 	var err error
-	if *n, err = to.ReadFrom(from.TCPConn); err == nil {
+	if len(header) > 0 {
+		_, err = to.Write(header)
+	}
+	if err == nil {
+		*n, err = to.ReadFrom(from.TCPConn)
+	}
+	if err == nil {
 		err = from.ending()
 	}
 	if err == nil {

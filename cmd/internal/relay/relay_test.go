@@ -32,6 +32,11 @@ type rig struct {
 
 func newRig(t *testing.T, options ...func(fd int)) *rig {
 	t.Helper()
+	return newRigWith(t, nil, options...)
+}
+
+func newRigWith(t *testing.T, header []byte, options ...func(fd int)) *rig {
+	t.Helper()
 	t.Parallel()
 	ns := testenv.NewNS(t, "host")
 	r := &rig{T: t, done: make(chan struct{})}
@@ -42,7 +47,7 @@ func newRig(t *testing.T, options ...func(fd int)) *rig {
 	r.cancel = cancel
 	go func() {
 		defer close(r.done)
-		r.stats, r.err = Run(ctx, near, far)
+		r.stats, r.err = RunWith(ctx, header, near, far)
 	}()
 	t.Cleanup(func() {
 		cancel(errors.New("test is over"))
