@@ -85,7 +85,7 @@ func (d *Daemon) read(sc *bufio.Scanner) {
 func (d *Daemon) tell(t testenv.TB) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, l := range d.lines[max(0, len(d.lines)-40):] {
+	for _, l := range d.lines[max(0, len(d.lines)-200):] {
 		t.Logf("daemon: %s", l.Text)
 	}
 }
