@@ -28,7 +28,7 @@ func (t *Table) build() error {
 		all[at] = &s
 	}
 	next := newState()
-	c := next.plan(all)
+	c := next.plan(all).and(next.lull(t.lull))
 	// A backend that lingers does so in the new table too.
 	for _, b := range slices.SortedFunc(maps.Keys(t.have.backends), Endpoint.compare) {
 		if !slices.ContainsFunc(c.adds, func(e entry) bool { return e.at == b && e.kind == backends }) {
@@ -130,7 +130,7 @@ func (t *Table) Restore() (changed bool, err error) {
 			all[at] = nil
 		}
 	}
-	c := t.have.plan(all)
+	c := t.have.plan(all).and(t.have.lull(t.sleepers()))
 	if c.empty() {
 		return false, nil
 	}

@@ -37,8 +37,10 @@ func lanes(mod int) int {
 	switch {
 	case mod < 2:
 		return 0
-	case mod <= 16:
+	case mod <= 4:
 		return 16
+	case mod <= 8:
+		return 8
 	default:
 		return 4
 	}

@@ -13,11 +13,15 @@
 //	raw-output         -300  the same freeze for clients on the host; packets with PacketMark are not tracked
 //	filter-prerouting  -150  drop TCP that conntrack calls invalid, to services and from backends
 //	nat-prerouting     -105  new flows: address . protocol . port
-//	nat-output         -105      → spread → a lane's chain → slots → backend
+//	nat-output         -105      → sticky → recall: the backend that the client had
+//	                             → spread → a lane's chain → slots → backend
 //	                             → first → backend
+//	                             → local: the same for a service at every local address
 //	                             → nothing: the host itself (the service is cold, or unknown)
 //	filter-forward       -5  accept our flows; note those that go out where they came in
-//	nat-postrouting      95  masquerade these, and clients at 127.0.0.0/8; all others keep their address
+//	filter-postrouting   90  log packets to backends that are asleep; remember the backends of clients
+//	nat-postrouting      95  masquerade clients next to their backend, at 127.0.0.0/8, and of services
+//	                         that say so; give relayed flows their client's address; leave all others
 //
 // Sets and maps, each for IPv4 and IPv6 (suffix 4 or 6):
 //
@@ -25,18 +29,50 @@
 //	first      service → backend of slot 0         spread  service with several slots → lane
 //	slotsF-N   service . slot → backend, N slots   backends  every backend, and for a day those let go
 //	frozen     client . service                    replay  client . backend
+//	masquerade services                            sources flow of the host → client
+//	asleep     backends                            alarms  those that were heard, with their limit
+//	sticky     services with affinity              keep    service → chain that remembers for its time
+//	affinity   service . client → number           members service . number → backend
+//	marks      flow → conntrack mark
 //
 // A service of one slot needs no lane, and so to wake it is to add one element.
+// A service at every local address has the unspecified address as its key; that
+// of a packet is masked to it once the packet's own address has found nothing
+// and is one of the host's.
+//
+// What cannot be told from the sets that packets look into (the way to choose,
+// the affinity) is the comment of the element in known, so that all of Service
+// is found again by Open. The clients that are remembered, sources and frozen
+// tuples live with the table: they are lost when it must be built anew.
 //
 // # Round robin
 //
 // A service of N slots uses a chain that counts modulo N. The counter would not
 // be even for two services that share it, so each has a chain of its own: a
-// lane. There are 16 lanes for each N up to 16 and 4 for each larger class, in
-// each family; when they are taken, further services of the class are spread at
+// lane. There are 16 lanes for each N up to 4, 8 up to 8 and 4 for each larger
+// class, in each family; when they are taken, further services of the class are spread at
 // random, which is even on average, until they change again after a lane has
 // become free. Which lane is whose is held by the spread map, and survives the
 // process.
+//
+// # Affinity
+//
+// After the translation of a new flow the kernel notes, under service . client,
+// a hash of the backend: a number that user space can compute too. The next flow
+// finds the number, and under service . number the backend. If this has left the
+// slots, its element has gone in the same transaction: the number leads nowhere,
+// is forgotten, and the client takes a slot like a new one. So nothing has to be
+// swept, and clients of other backends are not concerned by slots at all.
+//
+// The backend itself is not noted, since its membership would have to be looked
+// up by the result of a lookup, and nft before 1.1 aborts when it lists this.
+// Between the two maps the number is in the conntrack mark instead. A mark of
+// others waits in the map marks meanwhile, and is put back.
+//
+// A timeout is part of a rule, so there is a chain for each of Affinities. Each
+// family remembers a million clients (160 bytes each); while this is full, new
+// clients just take slots. On Linux before 6.12 as after, every new flow begins
+// the time again.
 //
 // # For neighbours
 //

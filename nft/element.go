@@ -1,8 +1,10 @@
 package nft
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // A kind names one of the sets and maps that hold services.
@@ -14,8 +16,12 @@ const (
 	masked                   // set of services whose clients are masqueraded
 	first                    // map of service to the backend of slot 0
 	spread                   // verdict map of service to lane
+	sticky                   // set of services that remember their clients' backends
+	keep                     // verdict map of these to the chain that remembers for their time
+	members                  // map of these and a backend's number to the backend
 	slots                    // maps, one for each class, of service and slot to backend
 	backends                 // set of backends; keyed by backend, not by service
+	asleep                   // set of backends whose packets are an alarm
 )
 
 // An element is one entry of a set or map, less the endpoint it is keyed by.
@@ -25,6 +31,8 @@ type element struct {
 	slot uint16         // of slots
 	to   netip.AddrPort // of first and slots
 	lane lane           // of spread; of slots, only mod, the class
+	time time.Duration  // of keep
+	id   uint32         // of members
 	// lingers marks a backend that no service names any more. It stays for a
 	// while, since flows to it may live on and want their packets guarded.
 	lingers bool
@@ -48,12 +56,34 @@ func elements(s Service, l lane) []element {
 		es = append(es, element{kind: masked})
 	}
 	es = append(es, element{kind: first, to: s.Slots[0]})
+	if n > 1 {
+		es = append(es, element{kind: spread, lane: l})
+	}
+	if time := affinityClass(s.Affinity); time > 0 {
+		es = append(es, element{kind: sticky}, element{kind: keep, time: time})
+		es = append(es, membersOf(s.Slots)...)
+	}
 	if n == 1 {
 		return es
 	}
-	es = append(es, element{kind: spread, lane: l})
 	for i, b := range s.Slots {
 		es = append(es, element{kind: slots, slot: uint16(i), to: b, lane: lane{mod: uint16(n)}})
+	}
+	return es
+}
+
+// membersOf returns the distinct backends by number.
+func membersOf(slots []netip.AddrPort) []element {
+	to := make(map[uint32]netip.AddrPort)
+	for _, b := range slots {
+		// Of two with one number the choice must not depend on their order.
+		if old, ok := to[memberID(b)]; !ok || b.Compare(old) < 0 {
+			to[memberID(b)] = b
+		}
+	}
+	var es []element
+	for _, id := range slices.Sorted(maps.Keys(to)) {
+		es = append(es, element{kind: members, id: id, to: to[id]})
 	}
 	return es
 }
@@ -70,7 +100,7 @@ func service(es []element) (s Service, l lane) {
 	for _, e := range es {
 		switch e.kind {
 		case known:
-			s.Balance, s.Masquerade = e.is.balance, e.is.masquerade
+			s.Balance, s.Masquerade, s.Affinity = e.is.balance, e.is.masquerade, e.is.affinity
 		case first:
 			single = e.to
 		case slots:

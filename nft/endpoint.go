@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,6 +87,14 @@ type Service struct {
 	// Masquerade gives the backends an address of this host in place of the
 	// client's, for backends whose replies would not come back this way.
 	Masquerade bool
+
+	// Affinity, if positive, is for how long after its latest new flow a
+	// client's address keeps its backend, rounded up to one of Affinities.
+	// Only clients that have none take a slot. Those of a backend that is no
+	// longer in Slots choose anew; all others keep theirs whatever becomes of
+	// the slots. Of flows of one client that begin at the same moment, before
+	// any backend is known, each may get another.
+	Affinity time.Duration
 }
 
 func (s Service) equal(o Service) bool {
@@ -96,7 +105,7 @@ func (s Service) check(at Endpoint) error {
 	if err := at.check(); err != nil {
 		return err
 	}
-	if err := s.Balance.check(); err != nil {
+	if err := errors.Join(s.Balance.check(), checkAffinity(s.Affinity)); err != nil {
 		return err
 	}
 	if n := len(s.Slots); n > 0 && Class(n) != n {

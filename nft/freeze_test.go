@@ -89,14 +89,14 @@ func TestFreeze(t *testing.T) {
 				freeze(10 * time.Millisecond)
 				testenv.Eventually(t, patience, func() (bool, string) {
 					s := testenv.Ruleset(t, l.Host)
-					return !strings.Contains(s, "timeout 10ms"), "still frozen"
+					return !strings.Contains(s, "timeout 10ms expires"), "still frozen"
 				})
 				tuples = append(tuples, nft.Tuple{Client: other.local(), Service: other.remote()})
 				if err := l.table.Freeze(tuples[1:], time.Minute); err != nil {
 					t.Fatal(err)
 				}
 				unfreeze()
-				if s := testenv.Ruleset(t, l.Host); strings.Contains(s, "timeout 1m") {
+				if s := testenv.Ruleset(t, l.Host); strings.Contains(s, "timeout 1m expires") {
 					t.Error("still frozen")
 				}
 				if err := other.echo("thawed"); err != nil {

@@ -35,8 +35,15 @@ const (
 	setMasked   = "masquerade"
 	setFirst    = "first"
 	setSpread   = "spread"
+	setSticky   = "sticky"
+	setKeep     = "keep"
+	setMembers  = "members"
+	setAffinity = "affinity"
+	setMarks    = "marks"
 	setSlots    = "slots"
 	setBackends = "backends"
+	setAsleep   = "asleep"
+	setAlarms   = "alarms"
 	setFrozen   = "frozen"
 	setReplay   = "replay"
 	setSources  = "sources"
@@ -51,6 +58,9 @@ const (
 	chainForward = "filter-forward"
 	chainNATPost = "nat-postrouting"
 	chainLocal   = "local"
+	chainNote    = "filter-postrouting"
+	chainRecall  = "recall"
+	chainAny     = "recall-any"
 )
 
 // A layout is the fixed part of the table, in the order in which it is made.
@@ -59,7 +69,7 @@ type layout struct {
 	chains []chain
 }
 
-// A chain has its rules with it. A chain without a hook is a lane, or local.
+// A chain has its rules with it. A chain without a hook is jumped to.
 type chain struct {
 	name     string
 	kind     nftables.ChainType
@@ -77,14 +87,23 @@ func describe() layout {
 		slot := concatType(f.addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
 		backend := concatType(f.addr, nftables.TypeInetService)
 		source := concatType(nftables.TypeInetProto, nftables.TypeInetService, f.addr, nftables.TypeInetService)
+		client := concatType(f.addr, nftables.TypeInetProto, nftables.TypeInetService, f.addr)
+		flow := concatType(nftables.TypeInetProto, f.addr, nftables.TypeInetService, f.addr, nftables.TypeInetService)
 		tuple := concatType(f.addr, nftables.TypeInetService, f.addr, nftables.TypeInetService)
 		l.sets = append(l.sets,
 			&nftables.Set{Table: t, Name: setKnown + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setCold + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setMasked + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setBackends + f.name, KeyType: endpoint, HasTimeout: true},
+			&nftables.Set{Table: t, Name: setAsleep + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setAlarms + f.name, KeyType: endpoint, HasTimeout: true, Dynamic: true, Size: 1 << 16},
 			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setSticky + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setKeep + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setMembers + f.name, KeyType: slot, DataType: backend, IsMap: true},
+			&nftables.Set{Table: t, Name: setAffinity + f.name, KeyType: client, DataType: nftables.TypeMark, IsMap: true, HasTimeout: true, Dynamic: true, Size: remembered},
+			&nftables.Set{Table: t, Name: setMarks + f.name, KeyType: flow, DataType: nftables.TypeMark, IsMap: true, HasTimeout: true, Dynamic: true, Size: 1 << 16},
 			&nftables.Set{Table: t, Name: setFrozen + f.name, KeyType: tuple, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setReplay + f.name, KeyType: tuple, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setSources + f.name, KeyType: source, DataType: backend, IsMap: true, HasTimeout: true},
@@ -105,6 +124,9 @@ func describe() layout {
 	natOut := chain{name: chainNATOut, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: -105}
 	forward := chain{name: chainForward, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: -5}
 	local := chain{name: chainLocal}
+	recall := chain{name: chainRecall}
+	recallAny := chain{name: chainAny}
+	note := chain{name: chainNote, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: 90}
 	natPost := chain{name: chainNATPost, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 95}
 
 	rawOut.add(packetMark(), notrack(), accept())
@@ -135,6 +157,7 @@ func describe() layout {
 		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(backend...), in(setBackends+f.name), drop())
 
 		for _, c := range []*chain{&natIn, &natOut} {
+			c.add(isFamily(f), concat(service...), in(setSticky+f.name), jump(chainRecall))
 			c.add(isFamily(f), concat(service...), verdict(setSpread+f.name))
 			c.add(isFamily(f), concat(service...), value(setFirst+f.name), deliver(f))
 			c.add(isFamily(f), concat(anywhere...), in(setKnown+f.name), isLocal(), jump(chainLocal))
@@ -145,8 +168,17 @@ func describe() layout {
 			// The kernel cannot translate it.
 			local.add(isFamily(f), toLoopback(f), accept())
 		}
+		local.add(isFamily(f), concat(anywhere...), in(setSticky+f.name), jump(chainAny))
 		local.add(isFamily(f), concat(anywhere...), verdict(setSpread+f.name))
 		local.add(isFamily(f), concat(anywhere...), value(setFirst+f.name), deliver(f))
+
+		recall.recall(f, service)
+		recallAny.recall(f, anywhere)
+		reached := []field{daddr(f), l4proto(), dport()}
+		note.add(isFamily(f), ctMark(), isDNAT(), concat(reached...), in(setAsleep+f.name), concat(reached...), rarely(setAlarms+f.name), log())
+		fresh := rule(isFamily(f), ctState(expr.CtStateBitNEW), ctMark(), isDNAT())
+		note.add(fresh, concat(dialled...), verdict(setKeep+f.name))
+		note.add(fresh, concat(dialled...), notIn(setKnown+f.name), concat(dialledAnywhere...), verdict(setKeep+f.name))
 
 		if f.proto == unix.NFPROTO_IPV4 {
 			natPost.add(isFamily(f), fromLoopback(f), ctMark(), isDNAT(), masquerade())
@@ -156,7 +188,10 @@ func describe() layout {
 		natPost.add(ctMark(), isDNAT(), concat(dialledAnywhere...), in(setMasked+f.name), masquerade())
 		natPost.add(isFamily(f), concat(l4proto(), sport(), daddr(f), dport()), value(setSources+f.name), fromLocal(), pose(f))
 	}
-	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, forward, natPost}
+	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, recall, recallAny, forward, note, natPost}
+	for _, d := range affinities() {
+		l.chains = append(l.chains, keepRules(d, false), keepRules(d, true))
+	}
 
 	for _, mod := range classes()[1:] {
 		for i := range lanes(mod) {
@@ -191,7 +226,7 @@ func concatType(types ...nftables.SetDatatype) nftables.SetDatatype {
 func (l layout) digest() (string, error) {
 	h := sha256.New()
 	for _, s := range l.sets {
-		fmt.Fprintln(h, "set", s.Name, s.KeyType.Name, s.DataType.Name, s.IsMap, s.HasTimeout)
+		fmt.Fprintln(h, "set", s.Name, s.KeyType.Name, s.DataType.Name, s.IsMap, s.HasTimeout, s.Dynamic, s.Size)
 	}
 	for _, c := range l.chains {
 		hook := -1

@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -171,8 +172,85 @@ func verdict(name string) []expr.Any {
 }
 
 // value is "<what was loaded> map @name", leaving the value from register 0 on.
-func value(name string) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: name, IsDestRegSet: true, DestRegister: reg(0)}}
+func value(name string) []expr.Any { return valueAt(0, name) }
+
+func valueAt(at uint32, name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg(at), SetName: name, IsDestRegSet: true, DestRegister: reg(at)}}
+}
+
+// spare is the last register, behind every key to which a value is noted.
+const spare = 15
+
+// update is "update @name { <what was loaded> timeout t : data }".
+func update(name string, t time.Duration, data field) []expr.Any {
+	e, _ := data(spare)
+	return append(e, &expr.Dynset{
+		SrcRegKey: reg(0), SrcRegData: reg(spare), SetName: name,
+		Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: t,
+	})
+}
+
+// rarely is "update @name { <what was loaded> timeout 10s limit rate 10/second }":
+// of those loaded alike, a few in each second go on.
+func rarely(name string) []expr.Any {
+	return []expr.Any{&expr.Dynset{
+		SrcRegKey: reg(0), SetName: name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: 10 * time.Second,
+		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: 10, Unit: expr.LimitTimeSecond, Burst: 5}},
+	}}
+}
+
+// log is "log prefix … group … snaplen … queue-threshold 1".
+func log() []expr.Any {
+	return []expr.Any{&expr.Log{
+		Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_QTHRESHOLD,
+		Group: LogGroup, Data: []byte(LogPrefix), Snaplen: 128,
+		// At once, not in company.
+		QThreshold: 1,
+	}}
+}
+
+// forget is "delete @name { <what was loaded> : ct mark }", whatever the value
+// is; a value must be there.
+func forget(name string) []expr.Any {
+	const opDelete = 2 // NFT_DYNSET_OP_DELETE
+	e, _ := mark()(spare)
+	return append(e, &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(spare), SetName: name, Operation: opDelete})
+}
+
+// mark is "ct mark", whole.
+func mark() field {
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Ct{Key: expr.CtKeyMARK, Register: reg(at)}, 1)
+	}
+}
+
+// noMark is "ct mark == 0", or another comparison with 0.
+func noMark(op expr.CmpOp) []expr.Any {
+	return append(concat(mark()), &expr.Cmp{Op: op, Register: reg(0), Data: native(0)})
+}
+
+// markFrom is "ct mark set" what lies in register at.
+func markFrom(at uint32) []expr.Any {
+	return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg(at), SourceRegister: true}}
+}
+
+// setMark is "ct mark set v", by way of register at.
+func setMark(at, v uint32) []expr.Any {
+	return append([]expr.Any{&expr.Immediate{Register: reg(at), Data: native(v)}}, markFrom(at)...)
+}
+
+func giveUp() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
+
+// member is the number of the backend that the packet is on its way to (see
+// memberID), from the registers behind an IPv6 service with its client.
+func member(f family) field {
+	const from = 10
+	return func(at uint32) ([]expr.Any, uint32) {
+		return append(concatAt(from, daddr(f), dport()), &expr.Hash{
+			SourceRegister: reg(from), DestRegister: reg(at), Length: f.size + 4,
+			Modulus: memberModulus, Offset: memberOffset, Seed: memberSeed, Type: expr.HashTypeJenkins,
+		}), 1
+	}
 }
 
 func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
@@ -291,9 +369,11 @@ func pose(f family) []expr.Any {
 // deliver sends the flow to the backend that lies in register 0 and on, and
 // marks it ours. The mark is set only here, so that a flow that found no
 // backend stays a stranger.
-func deliver(f family) []expr.Any {
-	words := f.size / 4
-	return append(setCTMark(words+1), &expr.NAT{
-		Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: reg(0), RegProtoMin: reg(words),
-	})
+func deliver(f family) []expr.Any { return append(setCTMark(f.size/4+1), send(f)...) }
+
+// send is "dnat to" what lies in register 0 and on.
+func send(f family) []expr.Any {
+	return []expr.Any{&expr.NAT{
+		Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: reg(0), RegProtoMin: reg(f.size / 4),
+	}}
 }

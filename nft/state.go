@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -11,6 +12,7 @@ import (
 type state struct {
 	at       map[Endpoint][]element
 	backends map[Endpoint]element // kind backends; the key is the backend
+	asleep   map[Endpoint]bool    // backends; none is false
 	refs     map[Endpoint]int     // backend: how many services name it
 	taken    map[seat]Endpoint
 }
@@ -26,6 +28,7 @@ func newState() *state {
 	return &state{
 		at:       make(map[Endpoint][]element),
 		backends: make(map[Endpoint]element),
+		asleep:   make(map[Endpoint]bool),
 		refs:     make(map[Endpoint]int),
 		taken:    make(map[seat]Endpoint),
 	}
@@ -130,6 +133,22 @@ func (s *state) plan(want map[Endpoint]*Service) change {
 	return c
 }
 
+// lull returns the change that makes those backends sleepers that want says are.
+func (s *state) lull(want map[Endpoint]bool) (c change) {
+	for _, b := range slices.SortedFunc(maps.Keys(want), Endpoint.compare) {
+		if e := (entry{b, element{kind: asleep}}); want[b] && !s.asleep[b] {
+			c.adds = append(c.adds, e)
+		} else if !want[b] && s.asleep[b] {
+			c.dels = append(c.dels, e)
+		}
+	}
+	return c
+}
+
+func (c change) and(d change) change {
+	return change{append(c.dels, d.dels...), append(c.adds, d.adds...)}
+}
+
 func seatOf(at Endpoint, l lane) seat { return seat{at.Addr.Is6(), l} }
 
 // pick returns a lane of n slots. Round robin needs one that serves nobody, and
@@ -156,16 +175,24 @@ func (s *state) pick(at Endpoint, n int, by Balance, free map[seat]bool) lane {
 func (s *state) apply(c change) {
 	gone := make(map[Endpoint][]element)
 	for _, d := range c.dels {
-		if d.kind == backends {
+		switch d.kind {
+		case backends:
 			delete(s.backends, d.at)
+			continue
+		case asleep:
+			delete(s.asleep, d.at)
 			continue
 		}
 		gone[d.at] = append(gone[d.at], d.element)
 	}
 	come := make(map[Endpoint][]element)
 	for _, a := range c.adds {
-		if a.kind == backends {
+		switch a.kind {
+		case backends:
 			s.backends[a.at] = a.element
+			continue
+		case asleep:
+			s.asleep[a.at] = true
 			continue
 		}
 		come[a.at] = append(come[a.at], a.element)
@@ -217,6 +244,9 @@ func (e element) compare(f element) int {
 		return c
 	}
 	if c := int(e.lane.mod) - int(f.lane.mod); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(e.id, f.id); c != 0 {
 		return c
 	}
 	return int(e.slot) - int(f.slot)

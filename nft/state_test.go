@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -63,6 +64,7 @@ func (w world) service(at Endpoint) *Service {
 	s := &Service{}
 	if w.IntN(2) == 0 {
 		s.Balance, s.Masquerade = Balance(w.IntN(4)), w.IntN(3) == 0
+		s.Affinity = []time.Duration{0, 0, time.Minute, 24 * time.Hour}[w.IntN(4)]
 	}
 	for range n {
 		b := fmt.Sprintf("10.0.0.%d:80", w.IntN(5))
@@ -144,7 +146,7 @@ func verdictBytes(t *testing.T, v *expr.Verdict) []byte {
 }
 
 func (s *state) equal(o *state) bool {
-	return reflect.DeepEqual(s.at, o.at) && maps.Equal(s.backends, o.backends) && maps.Equal(s.refs, o.refs)
+	return reflect.DeepEqual(s.at, o.at) && maps.Equal(s.backends, o.backends) && maps.Equal(s.refs, o.refs) && maps.Equal(s.asleep, o.asleep)
 }
 
 // FuzzPlan applies planned changes, one after the other, to a model of the
@@ -160,9 +162,15 @@ func FuzzPlan(f *testing.F) {
 		want := make(map[Endpoint]Service)
 		for range 20 {
 			changes := w.changes()
-			c := have.plan(changes)
+			lull := map[Endpoint]bool{backendOf(w.endpoint(), netip.AddrPortFrom(w.endpoint().Addr, 80)): w.IntN(3) > 0}
+			c := have.plan(changes).and(have.lull(lull))
 			kern.do(t, c)
 			have.apply(c)
+			for b, sleeps := range lull {
+				if have.asleep[b] != sleeps {
+					t.Fatalf("%s sleeps: %v", b, have.asleep[b])
+				}
+			}
 			for at, s := range changes {
 				if delete(want, at); s != nil {
 					want[at] = *s
@@ -353,6 +361,8 @@ func TestServiceCheck(t *testing.T) {
 		"other family":    {at, Service{Slots: []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")}}},
 		"backend port 0":  {at, Service{Slots: []netip.AddrPort{netip.AddrPortFrom(b.Addr(), 0)}}},
 		"balance":         {at, Service{Balance: FlowHash + 1}},
+		"affinity":        {at, Service{Affinity: 8 * 24 * time.Hour}},
+		"no affinity":     {at, Service{Affinity: -1}},
 		"no backend":      {at, Service{Slots: make([]netip.AddrPort, 1)}},
 	} {
 		if err := c.s.check(c.at); err == nil {

@@ -29,6 +29,7 @@ type Table struct {
 	sock *netlink.Conn // the socket under nl, which belongs to nl
 	have *state        // what the kernel has
 	want map[Endpoint]Service
+	lull map[Endpoint]bool // the backends that are to be asleep
 }
 
 // Open takes the table over from an earlier process, changing nothing, if its
@@ -39,13 +40,13 @@ type Table struct {
 // It needs CAP_NET_ADMIN over the namespace, Linux 5.18, and a free descriptor
 // below 1024: call it before opening sockets by the thousand.
 func Open(o Options) (*Table, error) {
-	t := &Table{have: newState(), want: make(map[Endpoint]Service)}
+	t := &Table{have: newState(), want: make(map[Endpoint]Service), lull: make(map[Endpoint]bool)}
 	if err := t.dial(o); err != nil {
 		return nil, fmt.Errorf("open table: %w", err)
 	}
 	same, err := t.reload()
 	if err == nil {
-		t.want = t.have.services()
+		t.want, t.lull = t.have.services(), maps.Clone(t.have.asleep)
 		if !same {
 			err = t.build()
 		}
@@ -179,7 +180,7 @@ func (t *Table) put(changes map[Endpoint]*Service) error {
 	same, again := t.reload()
 	if again == nil {
 		if same {
-			again = t.commit(t.have.plan(changes))
+			again = t.commit(t.have.plan(changes).and(t.have.lull(t.sleepers())))
 		} else {
 			again = t.build()
 		}

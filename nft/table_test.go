@@ -68,9 +68,9 @@ func generation(t *testing.T, c *nftables.Conn) uint32 {
 
 func some() map[nft.Endpoint]*nft.Service {
 	far := to("10.98.0.11:8080", "10.98.0.13:8080")
-	far.Balance, far.Masquerade = nft.SourceHash, true
+	far.Balance, far.Masquerade, far.Affinity = nft.SourceHash, true, time.Hour
 	far6 := to("[fd98::11]:8080")
-	far6.Balance = nft.FlowHash
+	far6.Balance, far6.Affinity = nft.FlowHash, time.Second
 	return map[nft.Endpoint]*nft.Service{
 		tcp("192.0.2.13:80"):     far,
 		tcp("0.0.0.0:81"):        to("10.98.0.11:8080", "10.98.0.12:8080"),
@@ -418,7 +418,7 @@ func TestListing(t *testing.T) {
 	tab := open(t, ns)
 	apply(t, tab, map[nft.Endpoint]*nft.Service{
 		tcp("192.0.2.10:80"):     to("10.98.0.11:8080"),
-		tcp("[2001:db8::10]:80"): {Slots: to("[fd98::11]:8080", "[fd98::12]:8080").Slots, Balance: nft.FlowHash, Masquerade: true},
+		tcp("[2001:db8::10]:80"): {Slots: to("[fd98::11]:8080", "[fd98::12]:8080").Slots, Balance: nft.FlowHash, Masquerade: true, Affinity: 5 * time.Minute},
 		tcp("[2001:db8::11]:80"): {},
 	})
 	err := tab.Freeze([]nft.Tuple{{
@@ -430,7 +430,7 @@ func TestListing(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := testenv.Ruleset(t, ns)
-	if n, want := strings.Count(got, "\n\tchain rr-"), 15*16+12*4; n != want {
+	if n, want := strings.Count(got, "\n\tchain rr-"), 3*16+4*8+20*4; n != want {
 		t.Errorf("%d lanes, want %d", n, want)
 	}
 	for _, by := range []string{"random", "source", "flow"} {
@@ -441,6 +441,7 @@ func TestListing(t *testing.T) {
 	for _, cut := range []string{
 		`\n\tchain (rr-(\d+-[1-9]\d*|([3-9]|\d\d+)-0)|(random|source|flow)-([3-9]|\d\d+)) \{[^}]*\}\n`, // the other lanes
 		`\n\tmap slots[46]-([3-9]|\d\d+) \{[^}]*\}\n`,                                                  // and their maps
+		`\n\tchain keep-(any-)?(\d\d?|[1269]\d\d|\d{4,}) \{\n[^}]*\}\n[^}]*\}\n\t\}\n`,                 // other times
 		` expires \w+`, // the clock
 	} {
 		got = regexp.MustCompile(cut).ReplaceAllString(got, "")

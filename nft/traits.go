@@ -3,6 +3,7 @@ package nft
 import (
 	"fmt"
 	"strings"
+	"time"
 )
 
 // traits are what a service is besides its slots. They are kept in the kernel
@@ -11,10 +12,11 @@ import (
 type traits struct {
 	balance    Balance
 	masquerade bool
+	affinity   time.Duration
 }
 
 func (s Service) traits() traits {
-	return traits{balance: s.Balance, masquerade: s.Masquerade}
+	return traits{balance: s.Balance, masquerade: s.Masquerade, affinity: affinityClass(s.Affinity)}
 }
 
 // String returns the comment: words, and nothing for what is usual.
@@ -26,6 +28,9 @@ func (t traits) String() string {
 	if t.masquerade {
 		words = append(words, "masquerade")
 	}
+	if t.affinity > 0 {
+		words = append(words, "affinity="+t.affinity.String())
+	}
 	return strings.Join(words, " ")
 }
 
@@ -34,6 +39,11 @@ func parseTraits(comment string) (traits, error) {
 	for _, w := range strings.Fields(comment) {
 		if w == "masquerade" {
 			t.masquerade = true
+			continue
+		}
+		if d, ok := strings.CutPrefix(w, "affinity="); ok {
+			t.affinity, _ = time.ParseDuration(d)
+			t.affinity = affinityClass(t.affinity)
 			continue
 		}
 		for _, b := range balances() {

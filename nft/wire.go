@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -33,7 +34,7 @@ func (e element) home() home {
 // homes returns all, in the order in which they are written.
 func homes() []home {
 	var all []home
-	for k := known; k <= backends; k++ {
+	for k := known; k <= asleep; k++ {
 		if k != slots {
 			all = append(all, home{kind: k})
 			continue
@@ -61,12 +62,20 @@ func (k kind) setName() string {
 		return setCold
 	case masked:
 		return setMasked
+	case sticky:
+		return setSticky
+	case keep:
+		return setKeep
+	case members:
+		return setMembers
 	case first:
 		return setFirst
 	case spread:
 		return setSpread
 	case backends:
 		return setBackends
+	case asleep:
+		return setAsleep
 	}
 	panic(fmt.Sprintf("nft: kind %d has no set", k))
 }
@@ -84,6 +93,11 @@ func (e entry) encode() nftables.SetElement {
 	case spread:
 		// Jump, not goto: a flow that finds no slot comes back and goes by first.
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: e.lane.String()}
+	case keep:
+		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: keepChain(e.time, e.at.Addr.IsUnspecified())}
+	case members:
+		s.Key = append(s.Key, native(e.id)...)
+		s.Val = addrPort(e.to)
 	case backends:
 		if e.lingers {
 			s.Timeout = linger
@@ -102,6 +116,21 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		if e.is, err = parseTraits(s.Comment); err != nil {
 			return e, err
 		}
+	case members:
+		if e.to, err = parseAddrPort(s.Val, f); err != nil {
+			return e, err
+		}
+		e.slot, e.id = 0, binary.NativeEndian.Uint32(append(slices.Clip(s.Key), 0, 0, 0, 0)[f.size+8:])
+	case keep:
+		name, err := verdictChain(s.Val)
+		if err != nil {
+			return e, err
+		}
+		d, ok := parseKeep(name, e.at.Addr.IsUnspecified())
+		if !ok {
+			return e, fmt.Errorf("decode chain %q: %w", name, ErrInvalid)
+		}
+		e.time = d
 	case first, slots:
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
@@ -120,7 +149,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		e.lingers = s.Timeout > 0
 	}
 	// What would not be written like this could not be deleted either.
-	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || again.Comment != s.Comment || !bytes.Equal(again.Val, s.Val) && h.kind != spread {
+	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || again.Comment != s.Comment || !bytes.Equal(again.Val, s.Val) && h.kind != spread && h.kind != keep {
 		return e, fmt.Errorf("decode element of %s: %w", h.name(f), ErrInvalid)
 	}
 	return e, nil
