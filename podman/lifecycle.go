@@ -95,8 +95,20 @@ func (c *Client) evict(ctx context.Context, name string, s Spec) (Replica, error
 // missing: Start then takes a tenth of the time. It returns the replica with
 // its address, which stays the same through that Start. One that is beyond that
 // point is returned as it is.
+//
+// A container that has run, or was prepared, and ended is refused: Podman
+// cleans up after a run in a process of its own, which comes 100 ms late or
+// more, takes an initialised container for the dead one and tears it down.
+// Remove and Create make a fresh one.
 func (c *Client) Init(ctx context.Context, name string) (Replica, error) {
 	verb := "init container " + name
+	r, err := c.Inspect(ctx, name)
+	if err != nil {
+		return Replica{}, err
+	}
+	if r.used && !r.State.Live() {
+		return Replica{}, fmt.Errorf("%s: it has been up before and is %s: only a fresh one can be prepared", verb, r.State)
+	}
 	leave, err := c.lanes.init(ctx)
 	if err != nil {
 		return Replica{}, fmt.Errorf("%s: %w", verb, err)
@@ -165,7 +177,8 @@ func (c *Client) StartPrepared(ctx context.Context, r Replica) (Replica, error) 
 	if err != nil {
 		return Replica{}, err
 	}
-	c.introduce(r)
+	// Init told the kernel whose the address is. To say it again, if it was
+	// given to another replica meanwhile, would cut that one off.
 	r.State = Running
 	r.StartedAt = time.Now()
 	return r, nil

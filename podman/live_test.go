@@ -267,7 +267,11 @@ func testPrepared(t *testing.T, h *host) {
 		t.Errorf("init of a running replica: %+v", now)
 	}
 	ok(t, h.c.Stop(ctx, r.Name, 10*time.Second))
-	r = made(t, "init after stop")(h.c.Init(ctx, r.Name))
+	_, err := h.c.Init(ctx, r.Name)
+	line(t, err, nil, r.Name, "fresh")
+
+	r = made(t, "create afresh")(h.c.Create(ctx, spec("prepared"), 1))
+	r = made(t, "init")(h.c.Init(ctx, r.Name))
 	run = made(t, "start prepared")(h.c.StartPrepared(ctx, r))
 	h.serves(t, run)
 	if now := made(t, "inspect")(h.c.Inspect(ctx, r.Name)); now.PID != run.PID || now.Addr() != run.Addr() || now.State != run.State || now.StartedAt.Sub(run.StartedAt).Abs() > patience {
@@ -275,16 +279,22 @@ func testPrepared(t *testing.T, h *host) {
 	}
 	// What was prepared is not what runs: the death notice says so.
 	ok(t, h.c.Stop(ctx, r.Name, 10*time.Second))
-	made(t, "start by another")(h.c.Start(ctx, r.Name))
+	now := made(t, "start by another")(h.c.Start(ctx, r.Name))
 	run = made(t, "start of what was prepared")(h.c.StartPrepared(ctx, r))
-	ok(t, h.c.Exited(ctx, run))
-	ok(t, h.c.Stop(ctx, r.Name, 10*time.Second))
+	if err := h.c.Exited(ctx, run); err != nil {
+		t.Errorf("%v\nprepared %+v\nruns %+v", err, run, now)
+	}
+
 	// An initialised one has no program that would hear a signal.
-	r = made(t, "init after stop")(h.c.Init(ctx, r.Name))
+	ok(t, h.c.Remove(ctx, r.Name))
+	made(t, "create afresh")(h.c.Create(ctx, spec("prepared"), 1))
+	r = made(t, "init")(h.c.Init(ctx, r.Name))
 	ok(t, h.c.Stop(ctx, r.Name, 10*time.Second))
 	if now := made(t, "inspect")(h.c.Inspect(ctx, r.Name)); now.State.Live() {
 		t.Errorf("stopped from initialised: %+v", now)
 	}
+	_, err = h.c.Init(ctx, r.Name)
+	line(t, err, nil, r.Name, "fresh")
 }
 
 func testPaused(t *testing.T, h *host) {

@@ -42,8 +42,10 @@ func (n *neighbours) set(addr netip.Addr, mac net.HardwareAddr) error {
 		Family: family(addr),
 		Index:  link,
 		Type:   unix.RTN_UNICAST,
-		// Stale is used at once all the same, and confirmed soon after.
-		State:      unix.NUD_STALE,
+		// In use at once, and asked for at once: should it be wrong, because
+		// the replica is gone already and another has its address, the kernel
+		// drops it after three seconds.
+		State:      unix.NUD_PROBE,
 		Attributes: &rtnetlink.NeighAttributes{Address: addr.AsSlice(), LLAddress: mac},
 	}
 	if len(mac) == 0 {

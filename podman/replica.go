@@ -95,6 +95,7 @@ type Replica struct {
 	OOMKilled bool      // the last run was ended by the kernel for want of memory; only Inspect tells of the dead
 	StartedAt time.Time // zero if never started
 
+	used   bool                            // it was up before, and ended
 	conmon int                             // parent of PID
 	links  map[netip.Addr]net.HardwareAddr // whom the addresses belong to
 }
@@ -135,6 +136,7 @@ func inspected(data *define.InspectContainerData) Replica {
 		if s.StartedAt.Year() > 1 { // never started: 0001-01-01
 			r.StartedAt = s.StartedAt
 		}
+		r.used = s.FinishedAt.Year() > 1
 		if r.State.Live() {
 			r.PID, r.conmon = s.Pid, s.ConmonPid
 		}
