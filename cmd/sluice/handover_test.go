@@ -188,13 +188,13 @@ func TestHandoverLeavers(t *testing.T) {
 	files := 0           // of the daemon
 	for step := range steps + 3 {
 		var wg sync.WaitGroup
-		began := time.Now()
-		from := d.mark()
+		began, from := time.Now(), d.mark()
+		after := cycle * time.Duration(step) / steps
 		for _, leave := range []string{"close", "reset", "half-close"} {
 			for _, text := range []string{"", "are you there?"} {
 				conn, _ := h.dial(t)
 				wg.Go(func() {
-					if err := departs(conn, leave, text, cycle*time.Duration(step)/steps); err != nil {
+					if err := departs(conn, leave, text, after); err != nil {
 						t.Errorf("step %d, %s after %q: %v", step, leave, text, err)
 					}
 				})
