@@ -45,7 +45,7 @@ func (t *Table) build() error {
 	if err := t.queue(l); err != nil {
 		return errors.Join(fmt.Errorf("build table: %w", err), t.abandon())
 	}
-	if err := t.each(c.adds, t.nl.SetAddElements); err != nil {
+	if err := t.each(plain(c.adds), t.nl.SetAddElements); err != nil {
 		return errors.Join(fmt.Errorf("build table: %w", err), t.abandon())
 	}
 	if err := t.nl.Flush(); err != nil {
@@ -53,6 +53,9 @@ func (t *Table) build() error {
 	}
 	next.apply(c)
 	t.have = next
+	if err := t.addSpecial(c.adds); err != nil {
+		return fmt.Errorf("build table: %w", err)
+	}
 
 	if err := addStrip(t.sock); err != nil {
 		return fmt.Errorf("build table: %w", err)

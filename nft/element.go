@@ -11,17 +11,23 @@ import (
 type kind uint8
 
 const (
-	known    kind = iota + 1 // set of every service
-	cold                     // set of services with no slots
-	masked                   // set of services whose clients are masqueraded
-	first                    // map of service to the backend of slot 0
-	spread                   // verdict map of service to lane
-	sticky                   // set of services that remember their clients' backends
-	keep                     // verdict map of these to the chain that remembers for their time
-	members                  // map of these and a backend's number to the backend
-	slots                    // maps, one for each class, of service and slot to backend
-	backends                 // set of backends; keyed by backend, not by service
-	asleep                   // set of backends whose packets are an alarm
+	known       kind = iota + 1 // set of every service
+	limited                     // set of services with limits
+	refused                     // set of these, with a counter of what was dropped
+	rates                       // set of services, each with a limit of its own on new flows
+	clientRates                 // verdict map of services to the chain of their limit per client
+	flows                       // set of services, each with a limit of its own on live flows
+	clientFlows                 // verdict map of services to the chain of their limit per client
+	cold                        // set of services with no slots
+	masked                      // set of services whose clients are masqueraded
+	first                       // map of service to the backend of slot 0
+	spread                      // verdict map of service to lane
+	sticky                      // set of services that remember their clients' backends
+	keep                        // verdict map of these to the chain that remembers for their time
+	members                     // map of these and a backend's number to the backend
+	slots                       // maps, one for each class, of service and slot to backend
+	backends                    // set of backends; keyed by backend, not by service
+	asleep                      // set of backends whose packets are an alarm
 )
 
 // An element is one entry of a set or map, less the endpoint it is keyed by.
@@ -33,6 +39,7 @@ type element struct {
 	lane lane           // of spread; of slots, only mod, the class
 	time time.Duration  // of keep
 	id   uint32         // of members
+	n    uint32         // of limits
 	// lingers marks a backend that no service names any more. It stays for a
 	// while, since flows to it may live on and want their packets guarded.
 	lingers bool
@@ -49,6 +56,7 @@ func elements(s Service, l lane) []element {
 	n := len(s.Slots)
 	es := make([]element, 0, n+4)
 	es = append(es, element{kind: known, is: s.traits()})
+	es = append(es, s.Limits.round().elements()...)
 	if n == 0 {
 		return append(es, element{kind: cold})
 	}
@@ -100,7 +108,7 @@ func service(es []element) (s Service, l lane) {
 	for _, e := range es {
 		switch e.kind {
 		case known:
-			s.Balance, s.Masquerade, s.Affinity = e.is.balance, e.is.masquerade, e.is.affinity
+			s.Balance, s.Masquerade, s.Affinity, s.Limits = e.is.balance, e.is.masquerade, e.is.affinity, e.is.limits
 		case first:
 			single = e.to
 		case slots:

@@ -95,6 +95,9 @@ type Service struct {
 	// the slots. Of flows of one client that begin at the same moment, before
 	// any backend is known, each may get another.
 	Affinity time.Duration
+
+	// Limits hold for cold services too.
+	Limits Limits
 }
 
 func (s Service) equal(o Service) bool {
@@ -105,7 +108,7 @@ func (s Service) check(at Endpoint) error {
 	if err := at.check(); err != nil {
 		return err
 	}
-	if err := errors.Join(s.Balance.check(), checkAffinity(s.Affinity)); err != nil {
+	if err := errors.Join(s.Balance.check(), checkAffinity(s.Affinity), s.Limits.check()); err != nil {
 		return err
 	}
 	if n := len(s.Slots); n > 0 && Class(n) != n {

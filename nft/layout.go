@@ -30,9 +30,19 @@ const (
 // The names of the sets, less the family's digit. They are fixed: elements
 // written under one layout are read by the next.
 const (
-	setKnown    = "known"
-	setCold     = "cold"
-	setMasked   = "masquerade"
+	setKnown  = "known"
+	setCold   = "cold"
+	setMasked = "masquerade"
+
+	setLimited     = "limited"
+	setRefused     = "refused"
+	setRates       = "rates"
+	setClientRates = "client-rates"
+	setRateOf      = "rate-of"
+	setFlows       = "flows"
+	setClientFlows = "client-flows"
+	setFlowsOf     = "flows-of"
+
 	setFirst    = "first"
 	setSpread   = "spread"
 	setSticky   = "sticky"
@@ -61,6 +71,10 @@ const (
 	chainNote    = "filter-postrouting"
 	chainRecall  = "recall"
 	chainAny     = "recall-any"
+
+	chainLimits    = "limits"
+	chainLimitsAny = "limits-any"
+	chainRefuse    = "refuse"
 )
 
 // A layout is the fixed part of the table, in the order in which it is made.
@@ -99,6 +113,14 @@ func describe() layout {
 			&nftables.Set{Table: t, Name: setAlarms + f.name, KeyType: endpoint, HasTimeout: true, Dynamic: true, Size: 1 << 16},
 			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setLimited + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setRefused + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setRates + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setClientRates + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setRateOf + f.name, KeyType: client, HasTimeout: true, Dynamic: true, Size: 1 << 18},
+			&nftables.Set{Table: t, Name: setFlows + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setClientFlows + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setFlowsOf + f.name, KeyType: client, Dynamic: true, Size: 1 << 18},
 			&nftables.Set{Table: t, Name: setSticky + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setKeep + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
 			&nftables.Set{Table: t, Name: setMembers + f.name, KeyType: slot, DataType: backend, IsMap: true},
@@ -157,6 +179,7 @@ func describe() layout {
 		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(backend...), in(setBackends+f.name), drop())
 
 		for _, c := range []*chain{&natIn, &natOut} {
+			c.add(isFamily(f), concat(service...), in(setLimited+f.name), jump(chainLimits))
 			c.add(isFamily(f), concat(service...), in(setSticky+f.name), jump(chainRecall))
 			c.add(isFamily(f), concat(service...), verdict(setSpread+f.name))
 			c.add(isFamily(f), concat(service...), value(setFirst+f.name), deliver(f))
@@ -168,6 +191,7 @@ func describe() layout {
 			// The kernel cannot translate it.
 			local.add(isFamily(f), toLoopback(f), accept())
 		}
+		local.add(isFamily(f), concat(anywhere...), in(setLimited+f.name), jump(chainLimitsAny))
 		local.add(isFamily(f), concat(anywhere...), in(setSticky+f.name), jump(chainAny))
 		local.add(isFamily(f), concat(anywhere...), verdict(setSpread+f.name))
 		local.add(isFamily(f), concat(anywhere...), value(setFirst+f.name), deliver(f))
@@ -189,6 +213,7 @@ func describe() layout {
 		natPost.add(isFamily(f), concat(l4proto(), sport(), daddr(f), dport()), value(setSources+f.name), fromLocal(), pose(f))
 	}
 	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, recall, recallAny, forward, note, natPost}
+	l.chains = append(l.chains, limitChains()...)
 	for _, d := range affinities() {
 		l.chains = append(l.chains, keepRules(d, false), keepRules(d, true))
 	}

@@ -193,10 +193,17 @@ func update(name string, t time.Duration, data field) []expr.Any {
 // rarely is "update @name { <what was loaded> timeout 10s limit rate 10/second }":
 // of those loaded alike, a few in each second go on.
 func rarely(name string) []expr.Any {
-	return []expr.Any{&expr.Dynset{
-		SrcRegKey: reg(0), SetName: name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: 10 * time.Second,
-		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: 10, Unit: expr.LimitTimeSecond, Burst: 5}},
-	}}
+	return each(name, 10*time.Second, &expr.Limit{Type: expr.LimitTypePkts, Rate: 10, Unit: expr.LimitTimeSecond, Burst: 5})
+}
+
+// each is "update @name { <what was loaded> timeout t x }", where each key has
+// its own x and goes on if that says so; without a timeout it is "add".
+func each(name string, t time.Duration, x expr.Any) []expr.Any {
+	op := uint32(unix.NFT_DYNSET_OP_UPDATE)
+	if t == 0 {
+		op = unix.NFT_DYNSET_OP_ADD
+	}
+	return []expr.Any{&expr.Dynset{SrcRegKey: reg(0), SetName: name, Operation: op, Timeout: t, Exprs: []expr.Any{x}}}
 }
 
 // log is "log prefix … group … snaplen … queue-threshold 1".

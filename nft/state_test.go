@@ -66,6 +66,10 @@ func (w world) service(at Endpoint) *Service {
 		s.Balance, s.Masquerade = Balance(w.IntN(4)), w.IntN(3) == 0
 		s.Affinity = []time.Duration{0, 0, time.Minute, 24 * time.Hour}[w.IntN(4)]
 	}
+	if w.IntN(3) == 0 {
+		few := []uint32{0, 0, 5, 100}
+		s.Limits = Limits{few[w.IntN(4)], few[w.IntN(4)], few[w.IntN(4)], few[w.IntN(4)]}
+	}
 	for range n {
 		b := fmt.Sprintf("10.0.0.%d:80", w.IntN(5))
 		if at.Addr.Is6() {
@@ -361,6 +365,8 @@ func TestServiceCheck(t *testing.T) {
 		"other family":    {at, Service{Slots: []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")}}},
 		"backend port 0":  {at, Service{Slots: []netip.AddrPort{netip.AddrPortFrom(b.Addr(), 0)}}},
 		"balance":         {at, Service{Balance: FlowHash + 1}},
+		"client limit":    {at, Service{Limits: Limits{MaxFlowsPerClient: 10_001}}},
+		"rate":            {at, Service{Limits: Limits{NewPerSecond: 1_000_001}}},
 		"affinity":        {at, Service{Affinity: 8 * 24 * time.Hour}},
 		"no affinity":     {at, Service{Affinity: -1}},
 		"no backend":      {at, Service{Slots: make([]netip.AddrPort, 1)}},

@@ -115,7 +115,8 @@ const most = 100_000
 // the kernel has confirmed the change: no packet that arrives from then on
 // finds the old slots (see Fence for packets that were under way).
 //
-// A change is one transaction, of which a packet sees all or nothing. Only a
+// A change is one transaction, of which a packet sees all or nothing (limits on a
+// whole service follow in a second one). Only a
 // change of more than some 100,000 slots is cut into several, each of whole
 // services.
 //
@@ -214,22 +215,34 @@ func (t *Table) note(changes map[Endpoint]*Service) {
 	}
 }
 
-// commit sends the change as one transaction.
+// commit sends the change as one transaction. Limits on whole services follow in
+// a second: for an instant they do not hold yet.
 func (t *Table) commit(c change) error {
 	if c.empty() {
 		return nil
 	}
 	if err := errors.Join(
 		t.each(c.dels, t.nl.SetDeleteElements),
-		t.each(c.adds, t.nl.SetAddElements),
+		t.each(plain(c.adds), t.nl.SetAddElements),
 	); err != nil {
 		return errors.Join(fmt.Errorf("encode elements: %w", err), t.abandon())
 	}
 	if err := t.nl.Flush(); err != nil {
 		return fmt.Errorf("commit elements: %w", err)
 	}
+	if err := t.addSpecial(c.adds); err != nil {
+		return err
+	}
 	t.have.apply(c)
 	return nil
+}
+
+// plain leaves out what addSpecial adds.
+func plain(es []entry) []entry {
+	if !slices.ContainsFunc(es, func(e entry) bool { return e.kind.special() }) {
+		return es
+	}
+	return slices.DeleteFunc(slices.Clone(es), func(e entry) bool { return e.kind.special() })
 }
 
 // abandon throws away what is queued. After a failed encoding Flush sends

@@ -69,6 +69,7 @@ func generation(t *testing.T, c *nftables.Conn) uint32 {
 func some() map[nft.Endpoint]*nft.Service {
 	far := to("10.98.0.11:8080", "10.98.0.13:8080")
 	far.Balance, far.Masquerade, far.Affinity = nft.SourceHash, true, time.Hour
+	far.Limits = nft.Limits{MaxFlows: 1000, NewPerSecondPerClient: 5}
 	far6 := to("[fd98::11]:8080")
 	far6.Balance, far6.Affinity = nft.FlowHash, time.Second
 	return map[nft.Endpoint]*nft.Service{
@@ -417,8 +418,9 @@ func TestListing(t *testing.T) {
 	ns := testenv.NewNS(t, "listing")
 	tab := open(t, ns)
 	apply(t, tab, map[nft.Endpoint]*nft.Service{
-		tcp("192.0.2.10:80"):     to("10.98.0.11:8080"),
-		tcp("[2001:db8::10]:80"): {Slots: to("[fd98::11]:8080", "[fd98::12]:8080").Slots, Balance: nft.FlowHash, Masquerade: true, Affinity: 5 * time.Minute},
+		tcp("192.0.2.10:80"): to("10.98.0.11:8080"),
+		tcp("[2001:db8::10]:80"): {Slots: to("[fd98::11]:8080", "[fd98::12]:8080").Slots, Balance: nft.FlowHash, Masquerade: true, Affinity: 5 * time.Minute,
+			Limits: nft.Limits{MaxFlows: 300, MaxFlowsPerClient: 10, NewPerSecond: 50, NewPerSecondPerClient: 5}},
 		tcp("[2001:db8::11]:80"): {},
 	})
 	err := tab.Freeze([]nft.Tuple{{
@@ -442,6 +444,7 @@ func TestListing(t *testing.T) {
 		`\n\tchain (rr-(\d+-[1-9]\d*|([3-9]|\d\d+)-0)|(random|source|flow)-([3-9]|\d\d+)) \{[^}]*\}\n`, // the other lanes
 		`\n\tmap slots[46]-([3-9]|\d\d+) \{[^}]*\}\n`,                                                  // and their maps
 		`\n\tchain keep-(any-)?(\d\d?|[1269]\d\d|\d{4,}) \{\n[^}]*\}\n[^}]*\}\n\t\}\n`,                 // other times
+		`\n\tchain client-(rate|flows)-([2-9]|\d\d+) \{\n[^}]*\}[^}]*\}[^}]*\}\n`,                      // other limits
 		` expires \w+`, // the clock
 	} {
 		got = regexp.MustCompile(cut).ReplaceAllString(got, "")

@@ -13,10 +13,11 @@ type traits struct {
 	balance    Balance
 	masquerade bool
 	affinity   time.Duration
+	limits     Limits
 }
 
 func (s Service) traits() traits {
-	return traits{balance: s.Balance, masquerade: s.Masquerade, affinity: affinityClass(s.Affinity)}
+	return traits{balance: s.Balance, masquerade: s.Masquerade, affinity: affinityClass(s.Affinity), limits: s.Limits.round()}
 }
 
 // String returns the comment: words, and nothing for what is usual.
@@ -31,7 +32,7 @@ func (t traits) String() string {
 	if t.affinity > 0 {
 		words = append(words, "affinity="+t.affinity.String())
 	}
-	return strings.Join(words, " ")
+	return strings.Join(append(words, t.limits.words()...), " ")
 }
 
 func parseTraits(comment string) (traits, error) {
@@ -46,6 +47,7 @@ func parseTraits(comment string) (traits, error) {
 			t.affinity = affinityClass(t.affinity)
 			continue
 		}
+		t.limits.parse(w)
 		for _, b := range balances() {
 			if w == b.String() {
 				t.balance = b

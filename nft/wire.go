@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/nftables"
@@ -60,6 +61,18 @@ func (k kind) setName() string {
 		return setKnown
 	case cold:
 		return setCold
+	case limited:
+		return setLimited
+	case refused:
+		return setRefused
+	case rates:
+		return setRates
+	case clientRates:
+		return setClientRates
+	case flows:
+		return setFlows
+	case clientFlows:
+		return setClientFlows
 	case masked:
 		return setMasked
 	case sticky:
@@ -85,6 +98,12 @@ func (e entry) encode() nftables.SetElement {
 	switch e.kind {
 	case known:
 		s.Comment = e.is.String()
+	case refused:
+		s.Counter = new(expr.Counter)
+	case rates, flows:
+		s.Comment = strconv.FormatUint(uint64(e.n), 10)
+	case clientRates, clientFlows:
+		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: clientChain(e.kind, e.n)}
 	case first:
 		s.Val = addrPort(e.to)
 	case slots:
@@ -116,6 +135,22 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		if e.is, err = parseTraits(s.Comment); err != nil {
 			return e, err
 		}
+	case rates, flows:
+		n, err := strconv.ParseUint(s.Comment, 10, 32)
+		if err != nil {
+			return e, fmt.Errorf("decode limit %q: %w", s.Comment, ErrInvalid)
+		}
+		e.n = uint32(n)
+	case clientRates, clientFlows:
+		name, err := verdictChain(s.Val)
+		if err != nil {
+			return e, err
+		}
+		n, ok := parseClientChain(h.kind, name)
+		if !ok {
+			return e, fmt.Errorf("decode chain %q: %w", name, ErrInvalid)
+		}
+		e.n = n
 	case members:
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
@@ -149,7 +184,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		e.lingers = s.Timeout > 0
 	}
 	// What would not be written like this could not be deleted either.
-	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || again.Comment != s.Comment || !bytes.Equal(again.Val, s.Val) && h.kind != spread && h.kind != keep {
+	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || again.Comment != s.Comment || again.VerdictData == nil && !bytes.Equal(again.Val, s.Val) {
 		return e, fmt.Errorf("decode element of %s: %w", h.name(f), ErrInvalid)
 	}
 	return e, nil
