@@ -111,6 +111,7 @@ type Scale struct {
 	Utilization     float64 // share of the two targets above to aim for, in (0, 1]
 	StableWindow    time.Duration
 	PanicWindow     time.Duration // at most StableWindow
+	SlowStart       time.Duration // a new replica's share of new flows grows for so long; 0 = at once all
 	Idle            time.Duration // at zero load this long: down to Min
 	IdleCounts      IdleCounts
 	Sleep           Sleep

@@ -226,6 +226,7 @@ func decodeScale(t *table, s *Scale) {
 	}
 	t.duration("stable_window", &s.StableWindow, 1)
 	t.duration("panic_window", &s.PanicWindow, 1)
+	t.duration("slow_start", &s.SlowStart, 0)
 	switch {
 	case s.PanicWindow <= s.StableWindow:
 	case t.has("panic_window"):

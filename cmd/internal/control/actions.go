@@ -29,7 +29,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 			s.wake.start = now
 		}
 		r := s.replica(a.Index)
-		spec, limit, prepared := s.spec, callTimeout(s), r.known()
+		spec, limit, prepared := s.spec, callTimeout(s), r.prepared
 		c.work.Go(func() { c.start(s, spec, limit, r.name, a.Index, prepared) })
 	case policy.Pause:
 		c.paused[s] = true
@@ -127,15 +127,14 @@ func (c *Control) prepare(s *service, spec podman.Spec, limit time.Duration, nam
 }
 
 // start starts a replica; a prepared one exists already.
-func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name string, index int, prepared bool) {
+func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name string, index int, prepared podman.Replica) {
 	ctx, cancel := context.WithTimeout(c.ctx, limit)
 	defer cancel()
-	var err error
-	if !prepared {
-		_, err = c.opt.Replicas.Create(ctx, spec, index)
-	}
 	var r podman.Replica
-	if err == nil {
+	var err error
+	if prepared.State == podman.Initialized {
+		r, err = c.opt.Replicas.StartPrepared(ctx, prepared)
+	} else if _, err = c.opt.Replicas.Create(ctx, spec, index); err == nil {
 		r, err = c.opt.Replicas.Start(ctx, name)
 	}
 	if err == nil && !r.Addr4.IsValid() && !r.Addr6.IsValid() {
@@ -223,7 +222,7 @@ func callTimeout(s *service) time.Duration { return s.cfg.Start.Timeout + time.M
 // death.
 func (c *Control) know(s *service, p podman.Replica) {
 	r := s.replica(p.Index)
-	r.id, r.since = p.ID, time.Now()
+	r.id, r.since, r.prepared = p.ID, time.Now(), p
 	r.addr4, r.addr6 = netip.AddrPort{}, netip.AddrPort{}
 	if p.Addr4.IsValid() {
 		r.addr4 = netip.AddrPortFrom(p.Addr4, p.Port)

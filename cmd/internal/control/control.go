@@ -23,6 +23,8 @@ import (
 type Table interface {
 	Services() map[nft.Endpoint]nft.Service
 	Apply(map[nft.Endpoint]*nft.Service) error
+	AddSources([]nft.Source) error
+	RemoveSources([]nft.Source) error
 }
 
 // Flows counts flows. Count may be stale or unknown; Live is the truth, and
@@ -42,6 +44,7 @@ type Replicas interface {
 	Create(context.Context, podman.Spec, int) (podman.Replica, error)
 	Init(context.Context, string) (podman.Replica, error)
 	Start(context.Context, string) (podman.Replica, error)
+	StartPrepared(context.Context, podman.Replica) (podman.Replica, error)
 	Stop(context.Context, string, time.Duration) error
 	Pause(context.Context, string) error
 	Unpause(context.Context, string) error

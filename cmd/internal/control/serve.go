@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/handover"
 	"sluice/cmd/internal/relay"
+	"sluice/nft"
 	"sluice/policy"
 )
 
@@ -28,6 +30,7 @@ type serving struct {
 const (
 	dialTimeout     = 5 * time.Second
 	handoverTimeout = 5 * time.Second
+	openTimeout     = time.Second
 	rehold          = 100 * time.Millisecond
 )
 
@@ -53,7 +56,7 @@ func (c *Control) serve() {
 	}
 	var move, pass []serving
 	for _, v := range c.todo {
-		if c.opt.Porter == nil || v.cross || v.service.cfg.Handover == config.HandoverRelay {
+		if c.opt.Porter == nil || v.cross || v.service.cfg.Handover == config.HandoverRelay || v.service.cfg.Forward == config.ForwardProxy {
 			pass = append(pass, v)
 		} else {
 			move = append(move, v)
@@ -136,15 +139,34 @@ func (c *Control) ported(now time.Time, v serving, res handover.Result) {
 
 // relay begins to carry a connection for its whole life.
 func (c *Control) relay(v serving, res handover.Result) {
-	v.service.log.Debug().AnErr("error", res.Err).Str("backend", v.replica.name).Str("reason", string(res.Reason)).Msg("held connection relayed")
-	c.talk.Go(func() { c.carry(v, string(res.Reason)) })
+	s := v.service
+	s.log.Debug().AnErr("error", res.Err).Str("backend", v.replica.name).Str("reason", string(res.Reason)).Msg("held connection relayed")
+	// A backend sees the client itself where its answers come back through
+	// this host: those of containers do, unless the client is beside them.
+	open := v.replica.index < policy.FirstMember && !v.cross &&
+		res.Reason != handover.Loopback && res.Reason != handover.Hairpin &&
+		s.cfg.Source == config.SourcePreserve && s.cfg.ProxyProtocol == config.ProxyOff
+	version := 0
+	switch s.cfg.ProxyProtocol {
+	case config.ProxyV1:
+		version = 1
+	case config.ProxyV2:
+		version = 2
+	}
+	c.talk.Go(func() { c.carry(v, string(res.Reason), open, version) })
 }
 
 // carry relays one connection. A backend that cannot be reached gives it back
 // to be held again, until its time is up: nothing has been read from it yet.
-func (c *Control) carry(v serving, reason string) {
+func (c *Control) carry(v serving, reason string, open bool, version int) {
 	s := v.service
-	backend, err := relay.Dial(c.ctx, v.backend, dialTimeout)
+	peer, service, err := ends(v.held.fd)
+	if err != nil { // reset by the client
+		_ = unix.Close(v.held.fd)
+		c.box.post(func(now time.Time) { c.released(s, now, v.replica) })
+		return
+	}
+	backend, err := c.dial(v.backend, peer, open)
 	if err != nil {
 		s.log.Warn().Err(err).Str("backend", v.replica.name).Msg("backend not reached, connection held again")
 		time.AfterFunc(rehold, func() {
@@ -155,7 +177,16 @@ func (c *Control) carry(v serving, reason string) {
 		})
 		return
 	}
-	client, err := relay.FromFD(v.held.fd)
+	var header []byte
+	if version > 0 {
+		header, err = relay.Header(version, peer, service)
+	}
+	var client *net.TCPConn
+	if err == nil {
+		client, err = relay.FromFD(v.held.fd)
+	} else {
+		c.reset(v.held.fd)
+	}
 	if err != nil {
 		s.log.Error().Err(err).Msg("held connection lost")
 		_ = backend.Close()
@@ -164,7 +195,7 @@ func (c *Control) carry(v serving, reason string) {
 	}
 	c.opt.Record.Handover(reason)
 	c.box.post(func(time.Time) { s.counts.relayed++; v.replica.relays++ })
-	st, err := relay.Run(c.ctx, client, backend)
+	st, err := relay.RunWith(c.ctx, header, client, backend)
 	if err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, context.Canceled) {
 		s.log.Debug().Err(err).Str("backend", v.replica.name).Int64("to_backend", st.ToBackend).Int64("to_client", st.ToClient).Msg("relay ended")
 	}
@@ -172,6 +203,30 @@ func (c *Control) carry(v serving, reason string) {
 		v.replica.relays--
 		c.released(s, now, v.replica)
 	})
+}
+
+// dial connects to a backend, with the client's address if open says so: the
+// table translates this host's own, once the local port is known.
+func (c *Control) dial(backend, client netip.AddrPort, open bool) (*net.TCPConn, error) {
+	if !open {
+		return relay.Dial(c.ctx, backend, dialTimeout)
+	}
+	conn, err := relay.DialPrepared(c.ctx, backend, openTimeout, func(local uint16) (func(), error) {
+		src := []nft.Source{{Proto: unix.IPPROTO_TCP, Local: local, Backend: backend, Client: client}}
+		if err := c.opt.Table.AddSources(src); err != nil {
+			return nil, err
+		}
+		return func() {
+			if err := c.opt.Table.RemoveSources(src); err != nil {
+				c.log.Debug().Err(err).Msg("source left to expire")
+			}
+		}, nil
+	})
+	if err != nil && c.ctx.Err() == nil {
+		c.log.Debug().Err(err).Stringer("client", client).Msg("backend not reached with the client's address, trying this host's")
+		return relay.Dial(c.ctx, backend, dialTimeout)
+	}
+	return conn, err
 }
 
 // released takes a connection off its backend: the kernel carries it now, or

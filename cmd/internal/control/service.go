@@ -38,7 +38,8 @@ type replica struct {
 	name         string
 	id           string         // of the container; "" as long as no address is known
 	addr4, addr6 netip.AddrPort // zero until its start has returned
-	since        time.Time      // addr and id are known
+	since        time.Time      // addresses and id are known
+	prepared     podman.Replica // as Podman last told it
 	carries      int            // connections that the daemon still has a part in
 	relays       int            // of these, those that are relayed
 	begun        uint64         // flows it was given, as last counted
@@ -103,7 +104,7 @@ func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
 			Utilization: cfg.Scale.Utilization,
 			Stable:      cfg.Scale.StableWindow, Panic: cfg.Scale.PanicWindow,
 		},
-		Hash: spec.Hash(), Idle: cfg.Scale.Idle,
+		Hash: spec.Hash(), Idle: cfg.Scale.Idle, SlowStart: cfg.Scale.SlowStart,
 		StartTimeout: cfg.Start.Timeout, DrainTimeout: cfg.Drain.Timeout,
 		StopAfter: cfg.Scale.StopAfter, IdleBytes: cfg.Scale.IdleCounts == config.IdleBytes,
 	}
@@ -264,6 +265,9 @@ func (c *Control) slotted(s *service, leaves bool) change {
 func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
 	var addrs []netip.AddrPort
 	var weights []int
+	if s.cfg.Forward == config.ForwardProxy {
+		return nil // every connection is the daemon's
+	}
 	for _, sh := range s.shares {
 		if a := s.replica(sh.Index).at(ep.Addr); a.IsValid() {
 			addrs = append(addrs, a)
@@ -278,7 +282,14 @@ func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
 
 // kernel is what the table holds of the service.
 func (s *service) kernel(slots []netip.AddrPort) *nft.Service {
-	return &nft.Service{Slots: slots}
+	k := &nft.Service{Slots: slots, Affinity: s.cfg.Affinity, Masquerade: s.cfg.Source == config.SourceMasquerade}
+	switch s.cfg.Balance {
+	case config.Random:
+		k.Balance = nft.Random
+	case config.SourceHash:
+		k.Balance = nft.SourceHash
+	}
+	return k
 }
 
 // allows refuses orders that make no sense, in words for a person.
