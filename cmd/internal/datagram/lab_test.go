@@ -164,6 +164,16 @@ func (l *lab) received(ln *Listener, n uint64) {
 	})
 }
 
+// stats are those after what the listener is busy with.
+func (l *lab) stats(ln *Listener) Stats {
+	l.t.Helper()
+	turn := make(chan struct{})
+	if ln.post(func() { close(turn) }) {
+		<-turn
+	}
+	return ln.Stats()
+}
+
 // peer is a client's connected socket: the kernel lets in what comes from the
 // address it has dialled, and nothing else.
 type peer struct {
@@ -227,10 +237,10 @@ func (l *lab) flows(client, service netip.AddrPort) (list []testenv.CTFlow) {
 // direct sends once more and sees to it that no process has a part in it.
 func (p *peer) direct(ln *Listener, service netip.AddrPort) {
 	p.l.t.Helper()
-	before := ln.Stats()
+	before := p.l.stats(ln)
 	p.send("direct")
 	p.answer("direct")
-	if after := ln.Stats(); after != before {
+	if after := p.l.stats(ln); after != before {
 		p.l.t.Errorf("a later datagram came by the socket: %+v, before %+v", after, before)
 	}
 	fs := p.l.flows(p.addr(), service)

@@ -91,6 +91,7 @@ func (l *Listener) Set(m Mode) {
 		}
 		l.store.forget(func(c *client) bool { return len(c.data) == 0 && !c.told })
 		for _, c := range l.store.order {
+			c.answer(nil) // of those whose last datagrams found no room on the way out
 			c.released, c.gone, c.tries, c.due = false, false, 0, time.Time{}
 			l.tell(c, time.Now())
 		}
@@ -124,15 +125,15 @@ func (l *Listener) Release(id uint64, done func(error)) {
 }
 
 // Refuse drops what is held of a client and forgets it: what it sends next is
-// a new client's.
+// a new client's. In Pass it does nothing.
 func (l *Listener) Refuse(id uint64) {
 	l.post(func() {
 		c := l.store.ids[id]
 		if c == nil {
 			return
 		}
-		c.told = false
 		if l.mode == Pass {
+			c.told = false
 			return
 		}
 		l.count.refused.Add(uint64(len(c.data)))

@@ -60,7 +60,7 @@ func (l *Listener) next(now time.Time) (at time.Time) {
 
 // spent says whether a client is of no more use but to know a straggler by.
 func (l *Listener) spent(c *client) bool {
-	return !c.told && len(c.data) == 0 && (l.mode == Pass || c.released)
+	return len(c.data) == 0 && (l.mode == Pass || c.released)
 }
 
 // pass passes on what is due, the oldest client first.
