@@ -182,6 +182,7 @@ func TestStraggler(t *testing.T) {
 		l.stats(ln) // it is done
 		l.slots(service, 2)
 		ln.Set(Pass)
+		l.stats(ln) // it is done
 		p.send("straggler")
 		p.answer("straggler")
 		p.direct(ln, service)
@@ -245,6 +246,7 @@ func TestTableLost(t *testing.T) {
 	each(t, func(t *testing.T, l *lab, from *testenv.NS, service netip.AddrPort) {
 		ln := l.listen(1, service)
 		ln.Set(Pass)
+		l.stats(ln) // it is done
 		p := l.dial(from, service, 0)
 		p.send("patient")
 		testenv.Eventually(t, patience, func() (bool, string) {

@@ -73,7 +73,8 @@ func newListener(g *Group, id uint64, fd int, bound netip.AddrPort) (*Listener, 
 // it was asked to.
 func (l *Listener) Addr() netip.AddrPort { return l.addr }
 
-// Set changes the mode.
+// Set changes the mode, soon after it has returned, in turn with Release and
+// Refuse: after Pass a client may still be delivered.
 //
 // Pass also passes on all that is held; it is for when the kernel has confirmed
 // the slots. Clients that were delivered may still be released, or refused, and
