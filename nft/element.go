@@ -22,6 +22,7 @@ const (
 	masked                      // set of services whose clients are masqueraded
 	first                       // map of service to the backend of slot 0
 	spread                      // verdict map of service to lane
+	spreadAny                   // the same of services at every local address
 	sticky                      // set of services that remember their clients' backends
 	keep                        // verdict map of these to the chain that remembers for their time
 	members                     // map of these and a backend's number to the backend
@@ -52,7 +53,7 @@ type element struct {
 // ends up that finds no slot: a packet looks into several maps one after the
 // other, and a commit in between would otherwise let a packet that has seen the
 // old lane miss the new slots and reach the host.
-func elements(s Service, l lane) []element {
+func elements(at Endpoint, s Service, l lane) []element {
 	n := len(s.Slots)
 	es := make([]element, 0, n+4)
 	es = append(es, element{kind: known, is: s.traits()})
@@ -65,7 +66,11 @@ func elements(s Service, l lane) []element {
 	}
 	es = append(es, element{kind: first, to: s.Slots[0]})
 	if n > 1 {
-		es = append(es, element{kind: spread, lane: l})
+		k := spread
+		if at.Addr.IsUnspecified() {
+			k = spreadAny
+		}
+		es = append(es, element{kind: k, lane: l})
 	}
 	if time := affinityClass(s.Affinity); time > 0 {
 		es = append(es, element{kind: sticky}, element{kind: keep, time: time})
@@ -100,7 +105,7 @@ func membersOf(slots []netip.AddrPort) []element {
 func service(es []element) (s Service, l lane) {
 	var single netip.AddrPort
 	for _, e := range es {
-		if e.kind == spread {
+		if e.kind == spread || e.kind == spreadAny {
 			l = e.lane
 		}
 	}

@@ -43,20 +43,23 @@ const (
 	setClientFlows = "client-flows"
 	setFlowsOf     = "flows-of"
 
-	setFirst    = "first"
-	setSpread   = "spread"
-	setSticky   = "sticky"
-	setKeep     = "keep"
-	setMembers  = "members"
-	setAffinity = "affinity"
-	setMarks    = "marks"
-	setSlots    = "slots"
-	setBackends = "backends"
-	setAsleep   = "asleep"
-	setAlarms   = "alarms"
-	setFrozen   = "frozen"
-	setReplay   = "replay"
-	setSources  = "sources"
+	setFirst  = "first"
+	setSpread = "spread"
+	// These few have a map of their own, as the kernel goes through the whole
+	// map for each rule that jumps by it when one element is added.
+	setSpreadAny = "spread-any"
+	setSticky    = "sticky"
+	setKeep      = "keep"
+	setMembers   = "members"
+	setAffinity  = "affinity"
+	setMarks     = "marks"
+	setSlots     = "slots"
+	setBackends  = "backends"
+	setAsleep    = "asleep"
+	setAlarms    = "alarms"
+	setFrozen    = "frozen"
+	setReplay    = "replay"
+	setSources   = "sources"
 )
 
 const (
@@ -113,6 +116,7 @@ func describe() layout {
 			&nftables.Set{Table: t, Name: setAlarms + f.name, KeyType: endpoint, HasTimeout: true, Dynamic: true, Size: 1 << 16},
 			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setSpreadAny + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
 			&nftables.Set{Table: t, Name: setLimited + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setRefused + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setRates + f.name, KeyType: endpoint},
@@ -193,7 +197,7 @@ func describe() layout {
 		}
 		local.add(isFamily(f), concat(anywhere...), in(setLimited+f.name), jump(chainLimitsAny))
 		local.add(isFamily(f), concat(anywhere...), in(setSticky+f.name), jump(chainAny))
-		local.add(isFamily(f), concat(anywhere...), verdict(setSpread+f.name))
+		local.add(isFamily(f), concat(anywhere...), verdict(setSpreadAny+f.name))
 		local.add(isFamily(f), concat(anywhere...), value(setFirst+f.name), deliver(f))
 
 		recall.recall(f, service)

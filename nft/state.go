@@ -103,7 +103,7 @@ func (s *state) plan(want map[Endpoint]*Service) change {
 			} else if !stays(at, l) {
 				l = s.pick(at, n, w.Balance, free)
 			}
-			now = elements(*w, l)
+			now = elements(at, *w, l)
 		}
 		for _, e := range difference(old, now) {
 			c.dels = append(c.dels, entry{at, e})

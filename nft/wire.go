@@ -85,6 +85,8 @@ func (k kind) setName() string {
 		return setFirst
 	case spread:
 		return setSpread
+	case spreadAny:
+		return setSpreadAny
 	case backends:
 		return setBackends
 	case asleep:
@@ -109,7 +111,7 @@ func (e entry) encode() nftables.SetElement {
 	case slots:
 		s.Key = appendSlot(s.Key, e.slot)
 		s.Val = addrPort(e.to)
-	case spread:
+	case spread, spreadAny:
 		// Jump, not goto: a flow that finds no slot comes back and goes by first.
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: e.lane.String()}
 	case keep:
@@ -170,7 +172,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
 		}
-	case spread:
+	case spread, spreadAny:
 		name, err := verdictChain(s.Val)
 		if err != nil {
 			return e, err
