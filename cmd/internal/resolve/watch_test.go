@@ -226,7 +226,7 @@ func TestFailOver(t *testing.T) {
 		}
 	})
 	list := append([]netip.AddrPort{refused}, servers(mute, failing, lame, good)...)
-	bubble(t, Options{Servers: list, Timeout: time.Second}, func(w *watching) {
+	bubble(t, Options{Servers: list, Timeout: 500 * time.Millisecond}, func(w *watching) {
 		w.is("", "10.0.0.1:80/1/100")
 		for _, s := range []*server{mute, failing, lame} {
 			if s.questions() == nil {
