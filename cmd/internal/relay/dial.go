@@ -146,6 +146,6 @@ func FromFD(fd int) (*net.TCPConn, error) {
 		}
 		err = errors.Join(fmt.Errorf("%s is not a TCP connection", c.LocalAddr().Network()), c.Close())
 	}
-	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	return nil, fmt.Errorf("make connection of descriptor %d: %w", fd, errors.Join(err, f.Close()))
 }

@@ -72,8 +72,8 @@ func RunWith(ctx context.Context, header []byte, client, backend *net.TCPConn) (
 
 	if r.err == nil {
 		// Closing leaves to the kernel what is still to be sent.
-		client.Close()
-		backend.Close()
+		_ = client.Close()
+		_ = backend.Close()
 		return r.stats, nil
 	}
 	wg.Go(func() { reset(ctx, client) })
@@ -198,7 +198,7 @@ func reset(ctx context.Context, c *net.TCPConn) {
 		}
 	}
 	_ = c.SetLinger(0)
-	c.Close()
+	_ = c.Close()
 }
 
 // unsent says whether a living connection has bytes that the peer has not

@@ -260,6 +260,7 @@ func (w *watch) resolve(ctx context.Context, records []*dns.SRV, m *dns.Msg) (ma
 		known[name] = h
 		var now []netip.Addr
 		var err error // no answer
+		heard := false
 		for _, f := range found[name] {
 			if f.err == nil || errors.Is(f.err, ErrNotFound) {
 				// Half of the hosts have no address of one of the families; how
@@ -268,6 +269,7 @@ func (w *watch) resolve(ctx context.Context, records []*dns.SRV, m *dns.Msg) (ma
 					least = min(least, f.ttl)
 				}
 				now = append(now, f.addrs...)
+				heard = heard || f.err == nil
 				continue
 			}
 			if err == nil {
@@ -282,12 +284,9 @@ func (w *watch) resolve(ctx context.Context, records []*dns.SRV, m *dns.Msg) (ma
 		slices.SortFunc(now, netip.Addr.Compare)
 		now = slices.Compact(now)
 		switch {
-		case err != nil:
-			if len(now) > 0 {
-				h.addrs = now
-			}
-		case len(now) > 0:
+		case heard:
 			*h = host{addrs: now}
+		case err != nil: // what was known of both, if anything, still is
 		default:
 			err = ErrNotFound
 			if h.absent.IsZero() {

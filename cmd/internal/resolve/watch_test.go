@@ -208,7 +208,8 @@ func TestFailOver(t *testing.T) {
 	t.Parallel()
 	records := []string{srv(5, 1, 1, 80, "a.example.org"), "a.example.org. 5 A 10.0.0.1"}
 	good := newServer(t, records...)
-	nobody, err := net.ListenPacket("udp", "127.0.0.1:0")
+	// Not the address of the servers of other tests, one of which may get this port.
+	nobody, err := net.ListenPacket("udp", "127.1.2.3:0")
 	if err != nil {
 		t.Fatal(err)
 	}
