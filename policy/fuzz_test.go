@@ -67,6 +67,7 @@ func drive(t testing.TB, data []byte) {
 		spec.StopAfter = 30 * time.Second
 	}
 	spec.IdleBytes = e&8 != 0
+	spec.Level = e&16 != 0
 	if e&1 != 0 {
 		spec.SlowStart = 20 * time.Second
 	}

@@ -17,6 +17,7 @@ type Spec struct {
 	Sleep        Sleep         // how to sleep
 	StopAfter    time.Duration // asleep this long: stop for good; 0: never
 	IdleBytes    bool          // a flow that moves nothing is no load
+	Level        bool          // least-connections: shares follow the loads, see [Level]
 	Priority     int           // of replicas among members; lower first
 	SlowStart    time.Duration // a new replica's share grows for so long
 }
@@ -47,8 +48,9 @@ type Service struct {
 	scaler   scaler
 
 	seq, acked uint64
-	mapped     []Share // of the last Map
-	fresh      bool    // no Map has been asked for yet
+	mapped     []Share     // of the last Map
+	levels     map[int]int // slots by index, if loads are levelled
+	fresh      bool        // no Map has been asked for yet
 
 	deep    bool      // slept so long that nothing is kept
 	bytes   uint64    // as last known
@@ -471,11 +473,32 @@ func (s *Service) load(l Load) {
 		total += b.flows
 	}
 	waiting := len(s.held) + l.Queued
+	s.level(l.New)
 	begun := s.scaler.observe(s.now, total, waiting, l.New)
 	moved := l.Bytes != s.bytes
 	s.bytes = l.Bytes
 	if begun || waiting > 0 || total > 0 && (moved || !s.spec.IdleBytes) {
 		s.busyAt = s.now
+	}
+}
+
+// level divides the slots anew by what the backends carry, if they are to be
+// levelled. total counts the flows begun so far.
+func (s *Service) level(total uint64) {
+	if !s.spec.Level {
+		s.levels = nil
+		return
+	}
+	arrivals := total - min(total, s.scaler.total)
+	var at, flows, weights []int
+	for _, b := range s.backends {
+		if s.inMap(b) && s.weight(b) > 0 {
+			at, flows, weights = append(at, b.index), append(flows, b.flows), append(weights, s.weight(b))
+		}
+	}
+	s.levels = map[int]int{}
+	for i, n := range Level(flows, weights, int(min(arrivals, 1<<20))) { //nolint:gosec // bounded
+		s.levels[at[i]] = n
 	}
 }
 

@@ -404,6 +404,11 @@ func (s *Service) remap() {
 			}
 		}
 	}
+	if s.spec.Level && len(want) > 1 {
+		for i := range want {
+			want[i].Weight = max(s.levels[want[i].Index], 1)
+		}
+	}
 	if len(want) == 1 {
 		want[0].Weight = ReplicaWeight // all of it, whatever it weighs
 	}

@@ -340,12 +340,3 @@ func (w *world) pass(d time.Duration) {
 		w.calm()
 	}
 }
-
-func (w *world) noted(k Kind) (n int) {
-	for _, x := range w.notes {
-		if x.Kind == k {
-			n++
-		}
-	}
-	return n
-}

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"sluice/cmd/internal/control"
 )
@@ -37,6 +40,39 @@ func TestPause(t *testing.T) {
 	d = h.start(t, filepath.Join(h.dir, "sluice.toml"))
 	d.until(t, "pause", pausedOne)
 	h.get(t, "/who")
+}
+
+// TestPauseOpenFlow: with idle_counts = "bytes" a silent flow does not keep a
+// service awake; it lives on across the pause, and its next byte wakes.
+func TestPauseOpenFlow(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := h.start(t, h.configure(t, web("idle = \"2s\"\nsleep = \"pause\"\nidle_counts = \"bytes\"", "", "")))
+	conn, _ := h.dial(t)
+	r := bufio.NewReader(conn)
+	ask := func() {
+		t.Helper()
+		if err := conn.SetDeadline(time.Now().Add(patient)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprint(conn, "GET /who HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		for line := ""; !strings.HasPrefix(line, "{"); {
+			var err error
+			if line, err = r.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ask()
+	for range 2 {
+		st := d.until(t, "pause", pausedOne)
+		if st.Flows != 1 {
+			t.Errorf("%d flows while paused, the connection is open", st.Flows)
+		}
+		ask()
+	}
 }
 
 // TestLadder: what sleeps for stop_after is stopped.

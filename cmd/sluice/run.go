@@ -19,8 +19,10 @@ import (
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/admin"
+	"sluice/cmd/internal/alarm"
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/control"
+	"sluice/cmd/internal/datagram"
 	"sluice/cmd/internal/handover"
 	"sluice/cmd/internal/metrics"
 	"sluice/conntrack"
@@ -128,6 +130,20 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 	defer loop.Close()
 	log.Info().Str("accept", loop.Name()).Msg("accept loop")
 
+	untracked, err := conntrack.Open(0, 0) // entries without a mark: of datagrams that came too early
+	if err != nil {
+		return fmt.Errorf("conntrack: %w", err)
+	}
+	defer untracked.Close()
+	datagrams, err := datagram.Open(datagram.Config{
+		Deliver: func(h datagram.Held) { <-started; ctl.DeliverDatagrams(h) },
+		Error:   func(id uint64, err error) { <-started; ctl.AcceptError(id, err) },
+		Tracker: untracked,
+	})
+	if err != nil {
+		return fmt.Errorf("datagrams: %w", err)
+	}
+	defer datagrams.Close()
 	var porter control.Porter
 	if p, err := handover.Open(table, ct); err == nil {
 		defer p.Close()
@@ -136,7 +152,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		log.Warn().Err(err).Msg("held connections are relayed: they cannot be handed over here")
 	}
 	ctl = control.New(control.Options{
-		Porter: porter,
+		Porter: porter, Datagrams: datagrams,
 		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
 		Accept: loop, Record: record, Log: log,
 	})
@@ -151,6 +167,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		g.Go(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl)) })
 	}
 	g.Go(func() error { return reload.run(gctx) })
+	g.Go(func() error { return listen(gctx, ctl, log) })
 	g.Go(func() error { return guard(gctx, table, log) })
 	g.Go(func() error {
 		select {
@@ -201,6 +218,21 @@ func metricsHandler(r *metrics.Recorder, ctl *control.Control) http.Handler {
 		}
 	})
 	return mux
+}
+
+// listen takes alarms of paused backends. Without them only new flows wake.
+func listen(ctx context.Context, ctl *control.Control, log zerolog.Logger) error {
+	a, err := alarm.Open(nft.LogGroup)
+	if err != nil {
+		log.Warn().Err(err).Msg("data on open flows will not wake a paused backend, new flows will")
+		return nil
+	}
+	defer a.Close()
+	err = a.Run(ctx, func(backend netip.AddrPort, _ uint8) { ctl.Alarm(backend) }, ctl.AlarmAll)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // guard puts the table right whenever someone else has changed it.

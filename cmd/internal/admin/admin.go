@@ -7,7 +7,7 @@
 //	POST /v1/reload
 //	POST /v1/services/NAME/wake
 //	POST /v1/services/NAME/scale?n=N
-//	POST /v1/services/NAME/drain?backend=N
+//	POST /v1/services/NAME/drain?backend=NAME
 //
 // An error is {"error": "one line"} with a status of 4xx or 5xx.
 package admin
@@ -26,7 +26,6 @@ import (
 	"time"
 
 	"sluice/cmd/internal/control"
-	"sluice/podman"
 	"sluice/policy"
 )
 
@@ -34,6 +33,7 @@ import (
 type Daemon interface {
 	Status(ctx context.Context, services ...string) (control.Status, error)
 	Do(ctx context.Context, service string, ev policy.Event) error
+	Drain(ctx context.Context, service, backend string) error
 	Follow() (events <-chan control.Event, stop func())
 }
 
@@ -72,17 +72,9 @@ func Handler(d Daemon, r Reloader) http.Handler {
 		}
 		return policy.Scale{N: n}, nil
 	}))
-	mux.HandleFunc("POST /v1/services/{service}/drain", order(func(r *http.Request) (policy.Event, error) {
-		name := r.FormValue("backend")
-		if name == "" {
-			return policy.Drain{}, nil
-		}
-		i, ok := control.Index(r.PathValue("service"), name)
-		if !ok {
-			return nil, fmt.Errorf("no backend %q: a name is %s", name, podman.Name(r.PathValue("service"), 1))
-		}
-		return policy.Drain{Index: i}, nil
-	}))
+	mux.HandleFunc("POST /v1/services/{service}/drain", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, struct{}{}, d.Drain(r.Context(), r.PathValue("service"), r.FormValue("backend")))
+	})
 	return mux
 }
 
@@ -191,7 +183,7 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 		}
 		var op *net.OpError
 		if errors.As(err, &op) {
-			return nil, fmt.Errorf("daemon not reached at %s (%v): is 'sluice run' running, and is --admin right", c.path, op.Err)
+			return nil, fmt.Errorf("daemon not reached at %s (%w): is 'sluice run' running, and is --admin right", c.path, op.Err)
 		}
 		return nil, fmt.Errorf("daemon at %s: %w", c.path, err)
 	}

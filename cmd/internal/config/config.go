@@ -85,6 +85,7 @@ type Container struct {
 	CPUs        float64 // 0 = no limit
 	Pull        Pull
 	StopTimeout time.Duration // from SIGTERM to SIGKILL, whole seconds
+	Priority    int           // of replicas among Backends; lower first
 }
 
 // Volume is one mount of a container.

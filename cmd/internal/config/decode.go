@@ -120,6 +120,9 @@ func decodeService(t *table, s *Service) []listenAt {
 
 	decodeScale(t.sub("scale"), &s.Scale)
 	decodeStart(t.sub("start"), &s.Start)
+	if len(s.Listen) > 0 && !slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Proto != UDP }) {
+		s.Health.Type = HealthNone // nobody listens for tcp
+	}
 	decodeHealth(t.sub("health"), &s.Health, required)
 	t.sub("drain").duration("timeout", &s.Drain.Timeout, 0)
 	decodeCanary(t.sub("canary"), s)
@@ -150,6 +153,7 @@ func decodeContainer(t *table, c *Container, required bool) {
 	port := int(c.Port)
 	t.integer("port", &port, 1, math.MaxUint16)
 	c.Port = uint16(port) //nolint:gosec // in range as checked
+	t.integer("priority", &c.Priority, 0, math.MaxUint16)
 	if required {
 		if !t.has("image") {
 			t.errorf("image", "is missing: name the image that replicas are made of")

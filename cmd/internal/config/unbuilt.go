@@ -19,18 +19,9 @@ type gate struct {
 // yet. Whoever builds something deletes its line here.
 func unbuilt() []gate {
 	return []gate{
-		{key: "listen", listen: func(l Listen) bool { return l.Proto == UDP }, use: "a tcp address"},
 		{key: "listen", listen: Listen.Wildcard, use: "ADDR:PORT/tcp for each address"},
-		{key: "balance", hit: func(s *Service) bool { return s.Balance == LeastConnections || s.Balance == Maglev }, use: `"round-robin", "random" or "source-hash"`},
 		{key: "allow", hit: func(s *Service) bool { return len(s.Allow) > 0 }},
 		{key: "wake_after", hit: func(s *Service) bool { return s.WakeAfter != WakeAfterAccept }, use: `"accept"`},
-		{key: "max_flows", hit: func(s *Service) bool { return s.Limits.MaxFlows > 0 }, use: "0"},
-		{key: "max_flows_per_client", hit: func(s *Service) bool { return s.Limits.MaxFlowsPerClient > 0 }, use: "0"},
-		{key: "max_new_per_second", hit: func(s *Service) bool { return s.Limits.MaxNewPerSecond > 0 }, use: "0"},
-		{key: "max_new_per_second_per_client", hit: func(s *Service) bool { return s.Limits.MaxNewPerSecondPerClient > 0 }, use: "0"},
-		{key: "backend", hit: func(s *Service) bool {
-			return slices.ContainsFunc(s.Backends, func(b Backend) bool { return b.SRV != "" })
-		}, use: "address"},
 		{key: "canary", hit: func(s *Service) bool { return s.Canary != nil }},
 	}
 }

@@ -164,9 +164,6 @@ func wrong() map[string]struct{ text, want string } {
 		"backend srv": {web + "[[service.web.backend]]\nsrv = \"db.example.org\"\n",
 				`7: service.web.backend[0].srv: must be like "_pg._tcp.example.org", got "db.example.org"`},
 
-		// Valid, but not yet. The whole list is held against the reference.
-		"not yet udp":   listen("192.0.2.10:80/udp", `"192.0.2.10:80/udp" is not supported yet: use a tcp address`),
-
 		"several at once": {web + "prot = 1\npull = 1\n[service.web.drain]\ntimeout = 5\n",
 			`6: service.web.container.prot: unknown key: did you mean "port"?
 7: service.web.container.pull: must be a string, got an integer: put it in quotes

@@ -8,9 +8,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"sluice/cmd/internal/accept"
+	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/health"
 	"sluice/conntrack"
+	"sluice/nft"
 	"sluice/podman"
 	"sluice/policy"
 )
@@ -34,6 +38,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Pause:
 		c.paused[s] = true
 		r := s.replica(a.Index)
+		r.asleep = true
 		names := s.backends(r)
 		c.work.Go(func() { c.pause(s, r, names) })
 	case policy.Thaw:
@@ -50,8 +55,14 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		if len(a.Shares) > 0 && s.wake.ready.IsZero() {
 			s.wake.ready = now
 		}
+		if s.cfg.Balance == config.LeastConnections && len(a.Shares) > 1 {
+			c.levelled[s] = true
+		} else {
+			delete(c.levelled, s)
+		}
 		ch := c.table(s, a.Shares)
 		ch.seq = a.Seq
+		s.holdBack()
 		c.app.apply(ch)
 	case policy.Count:
 		r := s.replica(a.Index)
@@ -68,7 +79,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Serve:
 		c.take(s, now, a.Conn, a.Index)
 	case policy.Reset:
-		c.reset(s.held[a.Conn].fd)
+		c.refuse(s.held[a.Conn])
 		delete(s.held, a.Conn)
 	case policy.Note:
 		c.note(s, now, a)
@@ -78,6 +89,9 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 func (c *Control) arm(s *service, mode accept.Mode) {
 	s.mode = mode
 	for _, l := range s.listeners {
+		if l.ln == nil {
+			continue // datagrams are held or passed on, see pass
+		}
 		if err := c.opt.Accept.Arm(l.id, mode); err != nil {
 			s.log.Error().Err(err).Stringer("listen", l.endpoint).Msg("listener not armed")
 		}
@@ -87,18 +101,25 @@ func (c *Control) arm(s *service, mode accept.Mode) {
 // accepted holds a connection and lets the policy decide.
 func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
 	l := c.listeners[conn.Listener]
-	if l == nil || c.stopping {
+	if l == nil || l.service == nil || c.stopping {
 		c.reset(conn.FD)
 		return
 	}
-	s := l.service
+	c.hold(l.service, now, held{fd: conn.FD, endpoint: l.endpoint, at: at})
+}
+
+// hold lets the policy decide about a client that waits for a backend.
+func (c *Control) hold(s *service, now time.Time, h held) {
 	c.nextConn++
-	s.held[c.nextConn] = held{fd: conn.FD, endpoint: l.endpoint, at: at}
+	s.held[c.nextConn] = h
 	if s.wake.accepted.IsZero() {
-		s.wake.accepted = at
+		s.wake.accepted = h.at
 	}
 	queued := 0
 	for _, l := range s.listeners {
+		if l.ln == nil {
+			continue
+		}
 		if n, err := l.ln.Queued(); err == nil {
 			queued += n
 		}
@@ -154,9 +175,7 @@ func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name 
 // pause freezes a replica. The alarm is set before, so that nothing that is
 // sent to it goes unnoticed.
 func (c *Control) pause(s *service, r *replica, names []conntrack.Backend) {
-	for _, b := range names {
-		c.opt.Flows.Arm(b)
-	}
+	c.watchFor(names)
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
 	err := c.opt.Replicas.Pause(ctx, r.name)
@@ -167,10 +186,33 @@ func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
 	err := c.opt.Replicas.Unpause(ctx, r.name)
+	c.unwatch(s.log, r.name, names)
+	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
+}
+
+// watchFor has an alarm raised for the next new flow to a backend, by
+// conntrack, and for data on flows that are open, by a rule that logs them.
+func (c *Control) watchFor(names []conntrack.Backend) {
+	asleep := map[nft.Endpoint]bool{}
+	for _, b := range names {
+		c.opt.Flows.Arm(b)
+		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = true
+	}
+	if err := c.opt.Table.Asleep(asleep); err != nil {
+		c.log.Warn().Err(err).Msg("data on open flows will not wake a paused backend")
+	}
+}
+
+// unwatch takes the alarms of a backend back.
+func (c *Control) unwatch(log zerolog.Logger, name string, names []conntrack.Backend) {
+	asleep := map[nft.Endpoint]bool{}
 	for _, b := range names {
 		c.opt.Flows.Disarm(b)
+		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = false
 	}
-	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
+	if err := c.opt.Table.Asleep(asleep); err != nil {
+		log.Warn().Err(err).Str("backend", name).Msg("packets to the backend are still logged")
+	}
 }
 
 const pauseTimeout = 10 * time.Second
@@ -243,12 +285,12 @@ func (c *Control) know(s *service, p podman.Replica) {
 			s.log.Debug().Err(err).Str("backend", p.Name).Msg("process not watched")
 			return
 		}
-		c.gone(s, ctx, p.Index, "its process has ended")
+		c.gone(ctx, s, p.Index, "its process has ended")
 	})
 }
 
 // gone reports the end of a replica with what Podman knows of it.
-func (c *Control) gone(s *service, ctx context.Context, index int, detail string) {
+func (c *Control) gone(ctx context.Context, s *service, index int, detail string) {
 	c.box.post(func(now time.Time) {
 		if ctx.Err() == nil {
 			c.step(s, now, policy.Died{Index: index, Detail: detail})
@@ -262,6 +304,9 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	r := s.replica(a.Index)
 	r.endProbe()
 	r.endWatch()
+	if r.asleep {
+		c.unwatch(s.log, r.name, s.backends(r))
+	}
 	names := targets(s.backends(r))
 	var timeout time.Duration
 	if s.cfg.Container != nil {

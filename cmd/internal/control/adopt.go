@@ -73,9 +73,8 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		}
 		if r.Paused {
 			c.paused[s] = true
-			for _, b := range s.backends(s.replica(p.Index)) {
-				c.opt.Flows.Arm(b)
-			}
+			s.replica(p.Index).asleep = true
+			c.watchFor(s.backends(s.replica(p.Index)))
 		}
 		for _, b := range s.backends(s.replica(p.Index)) {
 			ep := nft.Endpoint{Addr: b.Service.Addr(), Proto: b.Proto, Port: b.Service.Port()}
@@ -147,7 +146,11 @@ func (c *Control) forget(s *service) {
 	s.shares = nil
 	c.app.apply(c.slotted(s, false))
 	delete(c.services, s.name)
+	if s.unresolve != nil {
+		s.unresolve()
+	}
 	delete(c.paused, s)
+	delete(c.levelled, s)
 	for _, ep := range s.endpoints {
 		if c.endpoints[ep] == s {
 			delete(c.endpoints, ep)

@@ -126,20 +126,17 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 			if have[ep] {
 				continue
 			}
-			ln, err := accept.Listen(netip.AddrPortFrom(l.Addr, l.Port), s.Start.Backlog)
-			if err != nil {
+			c.nextID++
+			w := &listener{id: c.nextID, endpoint: ep}
+			if err := c.openListener(w, s.Start.Backlog); err != nil {
 				return fail(fmt.Errorf("service %s: %w", s.Name, err))
 			}
-			c.nextID++
-			w := &listener{id: c.nextID, ln: ln, endpoint: ep}
-			if err := c.opt.Accept.Add(w.id, ln); err != nil {
-				_ = ln.Close()
-				return fail(fmt.Errorf("service %s: accept on %s: %w", s.Name, ep, err))
-			}
 			opened[w.id] = w
-			if n, err := ln.Backlog(); err == nil && n < s.Start.Backlog {
-				c.log.Warn().Str("service", s.Name).Int("backlog", s.Start.Backlog).Int("effective", n).
-					Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
+			if w.ln != nil {
+				if n, err := w.ln.Backlog(); err == nil && n < s.Start.Backlog {
+					c.log.Warn().Str("service", s.Name).Int("backlog", s.Start.Backlog).Int("effective", n).
+						Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
+				}
 			}
 			if !local(l.Addr) {
 				c.log.Warn().Str("service", s.Name).Stringer("listen", ep).
@@ -149,6 +146,23 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 		}
 	}
 	return opened, nil
+}
+
+// openListener opens the socket of a listener and gives it to its loop.
+func (c *Control) openListener(w *listener, backlog int) (err error) {
+	addr := netip.AddrPortFrom(w.endpoint.Addr, w.endpoint.Port)
+	if w.endpoint.Proto == unix.IPPROTO_UDP {
+		w.dg, err = c.opt.Datagrams.Listen(w.id, addr)
+		return err
+	}
+	if w.ln, err = accept.Listen(addr, backlog); err != nil {
+		return err
+	}
+	if err := c.opt.Accept.Add(w.id, w.ln); err != nil {
+		_ = w.ln.Close()
+		return fmt.Errorf("accept on %s: %w", w.endpoint, err)
+	}
+	return nil
 }
 
 // attach gives a service the listeners of its addresses, those of others too
@@ -205,6 +219,12 @@ func (c *Control) detach() {
 }
 
 func (c *Control) shut(w *listener) {
+	if w.dg != nil {
+		if err := w.dg.Close(); err != nil {
+			c.log.Debug().Err(err).Stringer("listen", w.endpoint).Msg("listener not closed")
+		}
+		return
+	}
 	if err := c.opt.Accept.Remove(w.id); err != nil {
 		c.log.Debug().Err(err).Stringer("listen", w.endpoint).Msg("listener not removed from the accept loop")
 	}
@@ -232,6 +252,9 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 	}
 	if old.Start.Backlog != cfg.Start.Backlog {
 		for _, w := range s.listeners {
+			if w.ln == nil {
+				continue
+			}
 			if err := unix.Listen(w.ln.FD(), cfg.Start.Backlog); err != nil {
 				s.log.Warn().Err(err).Stringer("listen", w.endpoint).Msg("backlog not changed")
 			}

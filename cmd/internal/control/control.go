@@ -12,6 +12,7 @@ import (
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/datagram"
 	"sluice/cmd/internal/handover"
 	"sluice/conntrack"
 	"sluice/nft"
@@ -25,6 +26,7 @@ type Table interface {
 	Apply(map[nft.Endpoint]*nft.Service) error
 	AddSources([]nft.Source) error
 	RemoveSources([]nft.Source) error
+	Asleep(map[nft.Endpoint]bool) error
 }
 
 // Flows counts flows. Count may be stale or unknown; Live is the truth, and
@@ -72,14 +74,15 @@ type Porter interface {
 
 // Options are the parts that a [Control] joins.
 type Options struct {
-	Config   *config.Config
-	Table    Table
-	Flows    Flows
-	Replicas Replicas
-	Accept   accept.Loop
-	Porter   Porter // nil: every held connection is relayed
-	Record   Recorder
-	Log      zerolog.Logger
+	Config    *config.Config
+	Table     Table
+	Flows     Flows
+	Replicas  Replicas
+	Accept    accept.Loop
+	Datagrams *datagram.Group
+	Porter    Porter // nil: every held connection is relayed
+	Record    Recorder
+	Log       zerolog.Logger
 }
 
 // A Control runs the services of one host.
@@ -97,6 +100,7 @@ type Control struct {
 	services  map[string]*service
 	listeners map[uint64]*listener
 	endpoints map[nft.Endpoint]*service
+	levelled  map[*service]bool // those whose loads are levelled now
 	paused    map[*service]bool // those with a paused backend
 	due       deadlines
 	todo      []serving // connections taken in this turn
@@ -119,13 +123,18 @@ type message func(now time.Time)
 func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
-		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{},
+		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{},
 		ready: make(chan struct{}),
 	}
 	c.app = newApplier(o.Table, o.Log)
 	c.app.took = o.Record.Transaction
 	c.app.mapped = func(name string, seq uint64, took time.Duration) {
-		c.event(name, policy.Mapped{Seq: seq})
+		c.box.post(func(now time.Time) {
+			if s := c.services[name]; s != nil {
+				s.pass()
+				c.step(s, now, policy.Mapped{Seq: seq})
+			}
+		})
 	}
 	return c
 }
@@ -147,6 +156,17 @@ func (c *Control) event(name string, ev policy.Event) {
 func (c *Control) Deliver(conn accept.Conn) {
 	at := time.Now()
 	c.box.post(func(now time.Time) { c.accepted(now, at, conn) })
+}
+
+// DeliverDatagrams takes a client whose first datagrams are held.
+func (c *Control) DeliverDatagrams(h datagram.Held) {
+	c.box.post(func(now time.Time) {
+		l := c.listeners[h.Listener]
+		if l == nil || l.service == nil {
+			return // closed, and what it held with it
+		}
+		c.hold(l.service, now, held{fd: -1, dg: l.dg, id: h.ID, endpoint: l.endpoint, at: h.At})
+	})
 }
 
 // AcceptError takes an error of the accept loop, which goes on by itself.
@@ -186,6 +206,17 @@ func (c *Control) Alarm(backend netip.AddrPort) {
 	})
 }
 
+// AlarmAll takes the news that alarms were lost: anyone may have been called.
+func (c *Control) AlarmAll() {
+	c.box.post(func(now time.Time) {
+		for s := range c.paused {
+			for _, b := range s.policy.View().Backends {
+				c.step(s, now, policy.Alarm{Index: b.Index})
+			}
+		}
+	})
+}
+
 // quiet lets a service look at its load at once when a backend has become
 // free, rather than at the next tick.
 func (c *Control) quiet(s *service, now time.Time, r *replica) {
@@ -195,6 +226,7 @@ func (c *Control) quiet(s *service, now time.Time, r *replica) {
 
 const (
 	loadEvery = time.Second
+	levelTick = 100 * time.Millisecond // how often loads are levelled
 	syncEvery = 30 * time.Second
 )
 
@@ -216,6 +248,8 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	c.work.Go(func() { c.watch(effects) })
 	close(c.ready)
 
+	level := time.NewTicker(levelTick)
+	defer level.Stop()
 	load := time.NewTicker(loadEvery)
 	defer load.Stop()
 	timer := time.NewTimer(0)
@@ -239,6 +273,10 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			c.loads(now)
 			c.correct(now)
 			c.serve()
+		case now := <-level.C:
+			for s := range c.levelled {
+				c.step(s, now, s.load(c.opt.Flows))
+			}
 		case <-timer.C:
 			c.ticks(time.Now())
 			c.serve()
@@ -315,9 +353,18 @@ func (c *Control) close() {
 	}
 	for _, s := range c.services {
 		for _, h := range s.held {
-			c.reset(h.fd)
+			c.refuse(h)
 		}
 	}
+}
+
+// refuse ends what waits for a backend.
+func (c *Control) refuse(h held) {
+	if h.dg != nil {
+		h.dg.Refuse(h.id)
+		return
+	}
+	c.reset(h.fd)
 }
 
 // reset ends a connection that nothing was read from.
@@ -331,6 +378,9 @@ func (c *Control) reset(fd int) {
 // stop in flight is let finish by Podman; the next run adopts its result.
 func (c *Control) shutdown(grace time.Duration) {
 	for _, l := range c.listeners {
+		if l.ln == nil {
+			continue
+		}
 		if err := c.opt.Accept.Arm(l.id, accept.Off); err != nil {
 			c.log.Debug().Err(err).Msg("listener not disarmed")
 		}
@@ -364,8 +414,27 @@ func (c *Control) shutdown(grace time.Duration) {
 // ErrUnknown says that a service is not configured.
 var ErrUnknown = errors.New("no such service")
 
-// Do runs f in the owner with the named service and waits for its answer.
+// Drain orders to drain the named backend of a service, or with "" all of them.
+func (c *Control) Drain(ctx context.Context, name, backend string) error {
+	return c.order(ctx, name, func(s *service) (policy.Event, error) {
+		if backend == "" {
+			return policy.Drain{}, nil
+		}
+		i, ok := s.index(backend)
+		if !ok {
+			return nil, fmt.Errorf("service %s: no backend %q: 'sluice status %s' lists them", name, backend, name)
+		}
+		return policy.Drain{Index: i}, nil
+	})
+}
+
+// Do gives an order to a service.
 func (c *Control) Do(ctx context.Context, name string, ev policy.Event) error {
+	return c.order(ctx, name, func(*service) (policy.Event, error) { return ev, nil })
+}
+
+// order steps the named service with the event that f makes in the owner.
+func (c *Control) order(ctx context.Context, name string, f func(*service) (policy.Event, error)) error {
 	answer := make(chan error, 1)
 	c.box.post(func(now time.Time) {
 		s := c.services[name]
@@ -373,7 +442,11 @@ func (c *Control) Do(ctx context.Context, name string, ev policy.Event) error {
 			answer <- fmt.Errorf("%w: %q", ErrUnknown, name)
 			return
 		}
-		if err := s.allows(ev); err != nil {
+		ev, err := f(s)
+		if err == nil {
+			err = s.allows(ev)
+		}
+		if err != nil {
 			answer <- err
 			return
 		}

@@ -1,26 +1,77 @@
 package control
 
 import (
+	"context"
+	"errors"
 	"net/netip"
+	"time"
 
+	"sluice/cmd/internal/resolve"
 	"sluice/policy"
 )
 
-// resolve tells a service the backends that sluice does not start. An address
-// keeps its index for as long as the service lives.
+// A service's members are the backends that sluice does not start: fixed
+// addresses, and those that SRV names stand for at the moment.
+
+// resolve begins to follow the members of a service, after ending what it
+// followed before.
 func (c *Control) resolve(s *service) {
-	var list []policy.Member
+	if s.unresolve != nil {
+		s.unresolve()
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	s.unresolve = cancel
+	s.found = map[string][]resolve.Target{}
 	for _, b := range s.cfg.Backends {
-		if !b.Addr.IsValid() {
+		if b.SRV == "" {
 			continue
 		}
-		r := s.member(b.Addr)
-		list = append(list, policy.Member{Index: r.index, Weight: b.Weight, Priority: b.Priority})
+		c.work.Go(func() {
+			resolve.Watch(ctx, b.SRV, resolve.Options{}, func(found []resolve.Target, err error) {
+				c.box.post(func(time.Time) {
+					if ctx.Err() != nil {
+						return
+					}
+					e := s.log.Info()
+					if err != nil {
+						e = s.log.Warn().Err(err)
+					}
+					e.Str("srv", b.SRV).Int("backends", len(found)).Msg("backends resolved")
+					if found != nil || !errors.Is(err, resolve.ErrNotFound) {
+						s.found[b.SRV] = found
+					}
+					c.join(s)
+				})
+			})
+		})
+	}
+	c.join(s)
+}
+
+// join tells a service its members. An address keeps its index for as long as
+// the service lives.
+func (c *Control) join(s *service) {
+	var list []policy.Member
+	seen := map[netip.AddrPort]bool{}
+	add := func(addr netip.AddrPort, weight, priority int) {
+		if !seen[addr] {
+			seen[addr] = true
+			list = append(list, policy.Member{Index: s.member(addr).index, Weight: weight, Priority: priority})
+		}
+	}
+	for _, b := range s.cfg.Backends {
+		if b.SRV == "" {
+			add(b.Addr, b.Weight, b.Priority)
+			continue
+		}
+		for _, t := range s.found[b.SRV] {
+			add(t.Addr, t.Weight, b.Priority+t.Priority)
+		}
 	}
 	c.event(s.name, policy.Members{Members: list})
 }
 
-// member returns the replica entry of a fixed address.
+// member returns the replica entry of an address.
 func (s *service) member(addr netip.AddrPort) *replica {
 	for _, r := range s.replicas {
 		if (r.addr4 == addr || r.addr6 == addr) && r.index >= policy.FirstMember {

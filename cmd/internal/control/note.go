@@ -79,7 +79,7 @@ func (c *Control) say(s *service, now time.Time, level zerolog.Level, kind polic
 	e := s.log.WithLevel(level).Str("event", string(kind))
 	ev := Event{Time: now, Service: s.name, Event: string(kind), Text: text}
 	if index != 0 {
-		ev.Backend = podman.Name(s.name, index)
+		ev.Backend = s.backendName(index)
 		e = e.Str("backend", ev.Backend)
 	}
 	if err != nil {
@@ -124,7 +124,7 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float
 
 // lastWords logs what a replica that did not start has printed.
 func (c *Control) lastWords(s *service, index int) {
-	if s.replicas[index] == nil {
+	if s.replicas[index] == nil || index >= policy.FirstMember {
 		return
 	}
 	name := podman.Name(s.name, index)

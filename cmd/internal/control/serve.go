@@ -56,6 +56,10 @@ func (c *Control) serve() {
 	}
 	var move, pass []serving
 	for _, v := range c.todo {
+		if v.held.dg != nil {
+			c.release(v)
+			continue
+		}
 		if c.opt.Porter == nil || v.cross || v.service.cfg.Handover == config.HandoverRelay || v.service.cfg.Forward == config.ForwardProxy {
 			pass = append(pass, v)
 		} else {
@@ -69,6 +73,26 @@ func (c *Control) serve() {
 	if len(move) > 0 {
 		c.talk.Go(func() { c.handover(move) })
 	}
+}
+
+// release passes the datagrams of a client on to the backend that the table
+// gives them to.
+func (c *Control) release(v serving) {
+	s := v.service
+	v.held.dg.Release(v.held.id, func(err error) {
+		c.box.post(func(now time.Time) {
+			result := handover.Done
+			if err != nil {
+				result = handover.Failed
+				s.log.Warn().Err(err).Msg("held datagrams not passed on")
+			} else {
+				s.counts.handedOver++
+				c.opt.Record.ColdStart("handover", now.Sub(v.from))
+			}
+			c.opt.Record.Handover(string(result))
+			c.released(s, now, v.replica)
+		})
+	})
 }
 
 // handover moves connections into the kernel. It ends when each of them is a
@@ -241,10 +265,8 @@ func (c *Control) released(s *service, now time.Time, r *replica) {
 // again holds a connection that no backend could take.
 func (c *Control) again(s *service, now time.Time, h held) {
 	if now.Sub(h.at) > s.cfg.Start.Timeout || c.services[s.name] != s || c.stopping {
-		c.reset(h.fd)
+		c.refuse(h)
 		return
 	}
-	c.nextConn++
-	s.held[c.nextConn] = h
-	c.step(s, now, policy.Accepted{Conn: c.nextConn})
+	c.hold(s, now, h)
 }

@@ -4,30 +4,34 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/datagram"
+	"sluice/cmd/internal/resolve"
 	"sluice/nft"
 	"sluice/podman"
 	"sluice/policy"
 )
 
-// listener is one address of a service.
+// listener is one address of a service: of TCP or, with dg, of UDP.
 type listener struct {
 	id       uint64
 	ln       *accept.Listener
+	dg       *datagram.Listener
 	endpoint nft.Endpoint
 	service  *service
 }
 
-// held is an accepted connection that waits for a backend.
+// held is an accepted connection that waits for a backend, or with dg a client
+// whose datagrams do.
 type held struct {
 	fd       int
+	dg       *datagram.Listener
+	id       uint64 // that dg knows the client by
 	endpoint nft.Endpoint
 	at       time.Time
 }
@@ -42,6 +46,7 @@ type replica struct {
 	prepared     podman.Replica // as Podman last told it
 	carries      int            // connections that the daemon still has a part in
 	relays       int            // of these, those that are relayed
+	asleep       bool           // an alarm is set for it
 	begun        uint64         // flows it was given, as last counted
 	moved        uint64         // bytes of them, as last counted
 	unprobe      func()         // ends its checks; nil: none run
@@ -60,9 +65,11 @@ type service struct {
 	endpoints []nft.Endpoint // also those of a service without listeners
 	replicas  map[int]*replica
 	held      map[uint64]held
-	mode      accept.Mode // of its listeners
-	members   int         // indices given to backends that sluice does not start
-	removed   bool        // not configured any more: drain, then forget
+	mode      accept.Mode                 // of its listeners
+	members   int                         // indices given to members
+	found     map[string][]resolve.Target // what SRV names stand for
+	unresolve func()                      // ends following them
+	removed   bool                        // not configured any more: drain, then forget
 
 	shares    []policy.Share // as asked for last
 	mappedAny bool           // shares is what was asked for last
@@ -104,9 +111,12 @@ func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
 			Utilization: cfg.Scale.Utilization,
 			Stable:      cfg.Scale.StableWindow, Panic: cfg.Scale.PanicWindow,
 		},
-		Hash: spec.Hash(), Idle: cfg.Scale.Idle, SlowStart: cfg.Scale.SlowStart,
+		Hash: spec.Hash(), Idle: cfg.Scale.Idle, SlowStart: cfg.Scale.SlowStart, Level: cfg.Balance == config.LeastConnections,
 		StartTimeout: cfg.Start.Timeout, DrainTimeout: cfg.Drain.Timeout,
 		StopAfter: cfg.Scale.StopAfter, IdleBytes: cfg.Scale.IdleCounts == config.IdleBytes,
+	}
+	if cfg.Container != nil {
+		p.Priority = cfg.Container.Priority
 	}
 	switch cfg.Scale.Sleep {
 	case config.SleepPrepared:
@@ -146,6 +156,24 @@ func (s *service) replica(index int) *replica {
 		s.replicas[index] = r
 	}
 	return r
+}
+
+// backendName is what people call a backend: its container, or its address.
+func (s *service) backendName(index int) string {
+	if r := s.replicas[index]; r != nil {
+		return r.name
+	}
+	return podman.Name(s.name, index)
+}
+
+// index returns the index of a backend by its name.
+func (s *service) index(name string) (int, bool) {
+	for _, r := range s.replicas {
+		if r.name == name {
+			return r.index, true
+		}
+	}
+	return 0, false
 }
 
 // known says that the replica has an address.
@@ -223,6 +251,9 @@ func (s *service) load(flows Flows) policy.Load {
 	l.New = s.counts.tracked + s.counts.relayed
 	l.Bytes = s.counts.bytes
 	for _, w := range s.listeners {
+		if w.ln == nil {
+			continue
+		}
 		n, err := w.ln.Queued()
 		if err != nil {
 			s.log.Debug().Err(err).Msg("accept queue not read")
@@ -260,6 +291,24 @@ func (c *Control) slotted(s *service, leaves bool) change {
 	return ch
 }
 
+// pass has datagrams that still come to the daemon sent on, once the slots are
+// in the table; holdBack has them held, before they are taken out.
+func (s *service) pass() {
+	for _, w := range s.listeners {
+		if w.dg != nil && len(s.slots(w.endpoint)) > 0 {
+			w.dg.Set(datagram.Pass)
+		}
+	}
+}
+
+func (s *service) holdBack() {
+	for _, w := range s.listeners {
+		if w.dg != nil && len(s.slots(w.endpoint)) == 0 {
+			w.dg.Set(datagram.Hold)
+		}
+	}
+}
+
 // slots spreads the shares over the slots of one address. Backends without an
 // address of its family get none; without any the daemon serves that address.
 func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
@@ -274,20 +323,44 @@ func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
 			weights = append(weights, sh.Weight)
 		}
 	}
-	for _, i := range policy.Spread(weights, policy.SlotCount(weights, nft.Classes())) {
+	for _, i := range s.spread(addrs, weights) {
 		slots = append(slots, addrs[i])
 	}
 	return slots
 }
 
+func (s *service) spread(addrs []netip.AddrPort, weights []int) []int {
+	if len(addrs) > 1 {
+		switch s.cfg.Balance {
+		case config.Maglev:
+			names := make([]string, len(addrs))
+			for i, a := range addrs {
+				names[i] = a.String()
+			}
+			return policy.Consistent(names, weights)
+		case config.LeastConnections:
+			return policy.Spread(weights, policy.LevelSize) // so that few slots change
+		}
+	}
+	return policy.Spread(weights, policy.SlotCount(weights, nft.Classes()))
+}
+
 // kernel is what the table holds of the service.
 func (s *service) kernel(slots []netip.AddrPort) *nft.Service {
-	k := &nft.Service{Slots: slots, Affinity: s.cfg.Affinity, Masquerade: s.cfg.Source == config.SourceMasquerade}
+	k := &nft.Service{
+		Slots: slots, Affinity: s.cfg.Affinity, Masquerade: s.cfg.Source == config.SourceMasquerade,
+		Limits: nft.Limits{
+			MaxFlows: uint32(s.cfg.Limits.MaxFlows), MaxFlowsPerClient: uint32(s.cfg.Limits.MaxFlowsPerClient), //nolint:gosec // validated
+			NewPerSecond: uint32(s.cfg.Limits.MaxNewPerSecond), NewPerSecondPerClient: uint32(s.cfg.Limits.MaxNewPerSecondPerClient), //nolint:gosec // validated
+		},
+	}
 	switch s.cfg.Balance {
 	case config.Random:
 		k.Balance = nft.Random
 	case config.SourceHash:
 		k.Balance = nft.SourceHash
+	case config.Maglev:
+		k.Balance = nft.FlowHash
 	}
 	return k
 }
@@ -299,21 +372,6 @@ func (s *service) allows(ev policy.Event) error {
 		if ev.N < 0 || ev.N > s.cfg.Scale.Max {
 			return fmt.Errorf("service %s: cannot scale to %d: scale.max is %d", s.name, ev.N, s.cfg.Scale.Max)
 		}
-	case policy.Drain:
-		if ev.Index != 0 && s.replicas[ev.Index] == nil {
-			return fmt.Errorf("service %s: no backend %s: 'sluice status %s' lists them",
-				s.name, podman.Name(s.name, ev.Index), s.name)
-		}
 	}
 	return nil
-}
-
-// Index returns N of a replica's name, sluice-SERVICE-N.
-func Index(service, name string) (int, bool) {
-	digits, ok := strings.CutPrefix(name, strings.TrimSuffix(podman.Name(service, 0), "0"))
-	if !ok {
-		return 0, false
-	}
-	n, err := strconv.Atoi(digits)
-	return n, err == nil && n > 0
 }

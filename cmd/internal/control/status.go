@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"sluice/podman"
 )
 
 // Status is the answer of `sluice status -o json`.
@@ -101,7 +99,7 @@ func (c *Control) status(s *service) ServiceStatus {
 	load := s.load(c.opt.Flows)
 	st.FlowsTotal = load.New
 	for _, b := range v.Backends {
-		bs := BackendStatus{Name: podman.Name(s.name, b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
+		bs := BackendStatus{Name: s.backendName(b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
 		if r := s.replicas[b.Index]; r != nil && r.known() {
 			bs.Address = r.any().String()
 		}
