@@ -12,7 +12,7 @@ import (
 // rule is made.
 func classes() []int {
 	return []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
-		24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
+		24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048}
 }
 
 // Classes returns the allowed slot counts in ascending order.

@@ -17,7 +17,7 @@ import (
 
 func TestClass(t *testing.T) {
 	t.Parallel()
-	for n, want := range map[int]int{-1: 0, 0: 0, 1: 1, 2: 2, 7: 7, 16: 16, 17: 24, 24: 24, 25: 32, 769: 1024, 1024: 1024, 5000: 1024} {
+	for n, want := range map[int]int{-1: 0, 0: 0, 1: 1, 2: 2, 7: 7, 16: 16, 17: 24, 24: 24, 25: 32, 769: 1024, 1024: 1024, 1025: 2048, 5000: 2048} {
 		if got := Class(n); got != want {
 			t.Errorf("Class(%d) = %d, want %d", n, got, want)
 		}

@@ -432,12 +432,12 @@ func TestListing(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := testenv.Ruleset(t, ns)
-	if n, want := strings.Count(got, "\n\tchain rr-"), 3*16+4*8+20*4; n != want {
+	if n, want := strings.Count(got, "\n\tchain rr-"), 3*16+4*8+21*4; n != want {
 		t.Errorf("%d lanes, want %d", n, want)
 	}
 	for _, by := range []string{"random", "source", "flow"} {
-		if n := strings.Count(got, "\n\tchain "+by+"-"); n != 27 {
-			t.Errorf("%d chains %s, want 27", n, by)
+		if n := strings.Count(got, "\n\tchain "+by+"-"); n != 28 {
+			t.Errorf("%d chains %s, want 28", n, by)
 		}
 	}
 	for _, cut := range []string{

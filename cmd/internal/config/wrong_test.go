@@ -158,11 +158,11 @@ func wrong() map[string]struct{ text, want string } {
 				`7: service.web.canary.percent: must be at most 100, got 101`},
 		"backend no table": {web + "[service.web.backend]\naddress = \"10.0.0.1:1\"\n", `6: service.web.backend: must be an array of tables, got a table: write [[service.web.backend]]`},
 		"backend address": {"[[service.db.backend]]\naddress = \"db:5432\"\n[service.db]\nlisten = [\"192.0.2.1:5432/tcp\"]\n",
-				`2: service.db.backend[0].address: "db:5432": "db" is no IP address: for a name, use srv`},
+			`2: service.db.backend[0].address: "db:5432": "db" is no IP address: for a name, use srv`},
 		"backend nothing": {web + "[[service.web.backend]]\nweight = 1\n",
-				`6: service.web.backend[0]: needs address or srv`},
+			`6: service.web.backend[0]: needs address or srv`},
 		"backend srv": {web + "[[service.web.backend]]\nsrv = \"db.example.org\"\n",
-				`7: service.web.backend[0].srv: must be like "_pg._tcp.example.org", got "db.example.org"`},
+			`7: service.web.backend[0].srv: must be like "_pg._tcp.example.org", got "db.example.org"`},
 
 		"several at once": {web + "prot = 1\npull = 1\n[service.web.drain]\ntimeout = 5\n",
 			`6: service.web.container.prot: unknown key: did you mean "port"?

@@ -350,15 +350,23 @@ func (c *Control) probe(s *service, r *replica, assume bool) {
 		return c.exec(ctx, name, h.Timeout)
 	}}
 	index := r.index
-	c.work.Go(func() {
-		health.Run(ctx, check, target, func(res health.Result) {
-			c.box.post(func(now time.Time) {
-				if ctx.Err() == nil {
-					c.step(s, now, policy.Health{Index: index, Healthy: res.Healthy, Err: res.Err})
-				}
-			})
+	post := func(res health.Result) {
+		c.box.post(func(now time.Time) {
+			if ctx.Err() == nil {
+				c.step(s, now, policy.Health{Index: index, Healthy: res.Healthy, Err: res.Err})
+			}
 		})
-	})
+	}
+	if pid, port := r.prepared.PID, s.spec.Port; check.Type == health.None && s.udp() && pid > 0 {
+		c.work.Go(func() { awaitBound(ctx, pid, port, post) })
+		return
+	}
+	c.work.Go(func() { health.Run(ctx, check, target, post) })
+}
+
+// udp says whether the service has no address but of UDP.
+func (s *service) udp() bool {
+	return !slices.ContainsFunc(s.cfg.Listen, func(l config.Listen) bool { return l.Proto != config.UDP })
 }
 
 // exec runs the health command that the container was made with.

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,7 +61,8 @@ const (
 
 // run commits until ctx ends. A transaction that the kernel refuses is tried
 // again, with what has come since: the table reads back what is in place, so
-// that a try is always the difference to the truth.
+// that a try is always the difference to the truth. Changes that were refused
+// together are tried one by one, lest one service hold up the others.
 func (a *applier) run(ctx context.Context) {
 	var todo []change
 	retry := applyRetryMin
@@ -77,47 +79,78 @@ func (a *applier) run(ctx context.Context) {
 		if len(todo) == 0 {
 			continue
 		}
-		want := map[nft.Endpoint]*nft.Service{}
-		for _, c := range todo {
-			maps.Copy(want, c.endpoints)
-		}
-		begin := time.Now()
-		if err := a.table.Apply(want); err != nil {
-			a.log.Error().Err(err).Dur("retry", retry).Int("services", len(todo)).Msg("table not changed")
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(retry):
-			}
-			retry = min(2*retry, applyRetryMax)
-			a.kick()
+		done, refused, err := a.commit(todo)
+		a.acknowledge(done)
+		todo = append(todo[:0], refused...)
+		if err == nil {
+			retry = applyRetryMin
 			continue
 		}
-		retry = applyRetryMin
-		a.took(time.Since(begin))
-		leaves := map[string]bool{}
-		for _, c := range todo {
-			leaves[c.service] = leaves[c.service] || c.removes
+		a.log.Error().Err(err).Dur("retry", retry).Int("changes", len(todo)).Msg("table not changed")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retry):
 		}
-		var fenced []change
-		for _, c := range todo {
-			if leaves[c.service] {
-				fenced = append(fenced, c)
+		retry = min(2*retry, applyRetryMax)
+		a.kick()
+	}
+}
+
+// commit applies changes together, or else by service in their order.
+func (a *applier) commit(todo []change) (done, refused []change, err error) {
+	want := map[nft.Endpoint]*nft.Service{}
+	for _, c := range todo {
+		maps.Copy(want, c.endpoints)
+	}
+	begin := time.Now()
+	if err = a.table.Apply(want); err == nil {
+		a.took(time.Since(begin))
+		return todo, nil, nil
+	}
+	stuck := map[string]bool{}
+	for _, c := range todo {
+		if len(todo) > 1 && !stuck[c.service] {
+			one := a.table.Apply(c.endpoints)
+			if one == nil {
+				done = append(done, c)
 				continue
 			}
+			err = one
+		}
+		stuck[c.service] = true
+		refused = append(refused, c)
+	}
+	if len(refused) == 0 {
+		err = nil
+	}
+	return done, refused, err
+}
+
+// acknowledge reports changes that are in the kernel. Where a backend leaves
+// that is not before all packets that may have seen it are through.
+func (a *applier) acknowledge(done []change) {
+	leaves := map[string]bool{}
+	for _, c := range done {
+		leaves[c.service] = leaves[c.service] || c.removes
+	}
+	for _, c := range done {
+		if !leaves[c.service] {
 			a.mapped(c.service, c.seq, time.Since(c.at))
 		}
-		todo = todo[:0]
-		if len(fenced) > 0 {
-			if err := nft.Fence(); err != nil {
-				// Old kernels, or nohz_full: be generous instead. One packet
-				// takes microseconds through the stack.
-				a.log.Debug().Err(err).Msg("no memory barrier")
-				time.Sleep(fenceFallback)
-			}
-			for _, c := range fenced {
-				a.mapped(c.service, c.seq, time.Since(c.at))
-			}
+	}
+	if !slices.ContainsFunc(done, func(c change) bool { return c.removes }) {
+		return
+	}
+	if err := nft.Fence(); err != nil {
+		// Old kernels, or nohz_full: be generous instead. One packet takes
+		// microseconds through the stack.
+		a.log.Debug().Err(err).Msg("no memory barrier")
+		time.Sleep(fenceFallback)
+	}
+	for _, c := range done {
+		if leaves[c.service] {
+			a.mapped(c.service, c.seq, time.Since(c.at))
 		}
 	}
 }
