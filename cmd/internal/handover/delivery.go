@@ -69,7 +69,10 @@ func (d *delivery) run(ctx context.Context) error {
 			pause = min(2*pause, lastResend)
 			resend.Reset(pause)
 		case <-giveUp.C:
-			return fmt.Errorf("deliver %d bytes to %s: %w", d.state.next()-d.una, d.Backend, errUnacknowledged)
+			return errors.Join(
+				fmt.Errorf("deliver %d bytes to %s: %w", d.state.next()-d.una, d.Backend, errUnacknowledged),
+				d.tap.lost(),
+			)
 		}
 	}
 }

@@ -22,7 +22,7 @@ type move struct {
 // move takes a frozen connection to its end. It calls thawed when the connection
 // is frozen no more, which may be long before.
 func (p *Porter) move(ctx context.Context, t *tap, h *Held, thawed func()) Result {
-	m := &move{Held: h, p: p, tap: t, peer: t.watch(h.pair())}
+	m := &move{Held: h, p: p, tap: t, peer: t.peer(h.pair())}
 	defer t.forget(h.pair())
 
 	reason, err := m.connect(ctx)
@@ -68,7 +68,7 @@ func (m *move) replay(ctx context.Context) (Reason, error) {
 	syn := m.state.syn(m.Held)
 	for next := firstResend; ; {
 		if err := ctx.Err(); err != nil {
-			return Timeout, err
+			return Timeout, errors.Join(err, m.tap.lost())
 		}
 		select {
 		case <-ctx.Done():

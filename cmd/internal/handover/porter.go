@@ -116,11 +116,11 @@ func (p *Porter) Handover(ctx context.Context, batch []Held, done func(int, Resu
 	if len(todo) == 0 {
 		return
 	}
-	backends := make([]netip.Addr, 0, len(todo))
-	for _, i := range todo {
-		backends = append(backends, batch[i].Backend.Addr())
+	pairs := make([]pair, len(todo))
+	for j, i := range todo {
+		pairs[j] = batch[i].pair()
 	}
-	t, err := openTap(backends)
+	t, err := openTap(pairs)
 	if err != nil {
 		for _, i := range todo {
 			done(i, Result{Reason: Unable, Err: err})
@@ -142,6 +142,7 @@ func (p *Porter) Handover(ctx context.Context, batch []Held, done func(int, Resu
 		}
 		if err := p.freezer.Freeze(tuples, freezeTimeout); err != nil {
 			for _, i := range now {
+				t.forget(batch[i].pair())
 				done(i, Result{Reason: Unable, Err: fmt.Errorf("freeze: %w", err)})
 				<-slots
 			}
