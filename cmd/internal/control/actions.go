@@ -39,11 +39,11 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.paused[s] = true
 		r := s.replica(a.Index)
 		r.asleep = true
-		names := s.backends(r)
+		names := c.backends(s, r)
 		c.work.Go(func() { c.pause(s, r, names) })
 	case policy.Thaw:
 		r := s.replica(a.Index)
-		names := s.backends(r)
+		names := c.backends(s, r)
 		c.work.Go(func() { c.thaw(s, r, names) })
 	case policy.Stop:
 		c.stop(s, a)
@@ -66,7 +66,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.app.apply(ch)
 	case policy.Count:
 		r := s.replica(a.Index)
-		names := s.backends(r)
+		names := c.backends(s, r)
 		c.work.Go(func() {
 			n, err := c.live(names)
 			if err != nil {
@@ -217,18 +217,41 @@ func (c *Control) unwatch(log zerolog.Logger, name string, names []conntrack.Bac
 
 const pauseTimeout = 10 * time.Second
 
-// backends are the names under which conntrack counts a replica's flows.
-func (s *service) backends(r *replica) []conntrack.Backend {
+// backends are the names under which conntrack counts a replica's flows. It
+// knows a service at every local address by each of them.
+func (c *Control) backends(s *service, r *replica) []conntrack.Backend {
 	names := make([]conntrack.Backend, 0, len(s.endpoints))
 	for _, ep := range s.endpoints {
-		if a := r.at(ep.Addr); a.IsValid() {
+		a := r.at(ep.Addr)
+		if !a.IsValid() {
+			continue
+		}
+		if !ep.Addr.IsUnspecified() {
 			names = append(names, conntrack.Backend{
 				Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: a, Proto: ep.Proto,
 			})
+			continue
+		}
+		for _, l := range c.locals() {
+			if l.Is4() == ep.Addr.Is4() {
+				names = append(names, conntrack.Backend{
+					Service: netip.AddrPortFrom(l, ep.Port), Backend: a, Proto: ep.Proto,
+				})
+			}
 		}
 	}
 	return names
 }
+
+// locals are the addresses of this host as of a moment ago.
+func (c *Control) locals() []netip.Addr {
+	if now := time.Now(); now.Sub(c.hostAt) > localsEvery {
+		c.host, c.hostAt = locals(), now
+	}
+	return c.host
+}
+
+const localsEvery = 2 * time.Second
 
 // target is one address of a backend.
 type target struct {
@@ -272,6 +295,7 @@ func (c *Control) know(s *service, p podman.Replica) {
 	if p.Addr6.IsValid() {
 		r.addr6 = netip.AddrPortFrom(p.Addr6, p.Port)
 	}
+	c.localnet(s)
 	r.endWatch()
 	ctx, cancel := context.WithCancel(c.ctx)
 	r.unwatch = cancel
@@ -305,9 +329,9 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	r.endProbe()
 	r.endWatch()
 	if r.asleep {
-		c.unwatch(s.log, r.name, s.backends(r))
+		c.unwatch(s.log, r.name, c.backends(s, r))
 	}
-	names := targets(s.backends(r))
+	names := targets(c.backends(s, r))
 	var timeout time.Duration
 	if s.cfg.Container != nil {
 		timeout = s.cfg.Container.StopTimeout

@@ -74,11 +74,10 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		if r.Paused {
 			c.paused[s] = true
 			s.replica(p.Index).asleep = true
-			c.watchFor(s.backends(s.replica(p.Index)))
+			c.watchFor(c.backends(s, s.replica(p.Index)))
 		}
-		for _, b := range s.backends(s.replica(p.Index)) {
-			ep := nft.Endpoint{Addr: b.Service.Addr(), Proto: b.Proto, Port: b.Service.Port()}
-			r.Mapped = r.Mapped || slices.Contains(table[ep].Slots, b.Backend)
+		for _, ep := range s.endpoints {
+			r.Mapped = r.Mapped || slices.Contains(table[ep].Slots, s.replica(p.Index).at(ep.Addr))
 		}
 		s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
 		replicas = append(replicas, r)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -76,13 +77,28 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 	return nil
 }
 
-// endpoint is the key of an address in the table.
-func endpoint(l config.Listen) nft.Endpoint {
+// endpoints are the keys of an address in the table: for every local address
+// one of each family.
+func endpoints(l config.Listen) []nft.Endpoint {
 	proto := uint8(unix.IPPROTO_TCP)
 	if l.Proto == config.UDP {
 		proto = unix.IPPROTO_UDP
 	}
-	return nft.Endpoint{Addr: l.Addr, Proto: proto, Port: l.Port}
+	if l.Wildcard() {
+		return []nft.Endpoint{
+			{Addr: netip.IPv4Unspecified(), Proto: proto, Port: l.Port},
+			{Addr: netip.IPv6Unspecified(), Proto: proto, Port: l.Port},
+		}
+	}
+	return []nft.Endpoint{{Addr: l.Addr, Proto: proto, Port: l.Port}}
+}
+
+// allEndpoints are those of all addresses of a service.
+func allEndpoints(s config.Service) (list []nft.Endpoint) {
+	for _, l := range s.Listen {
+		list = append(list, endpoints(l)...)
+	}
+	return list
 }
 
 // announce makes addresses known to the table before anyone can connect to them.
@@ -92,9 +108,9 @@ func (c *Control) announce(services []config.Service) map[nft.Endpoint]*nft.Serv
 	known := c.opt.Table.Services()
 	fresh := map[nft.Endpoint]*nft.Service{}
 	for _, s := range services {
-		for _, l := range s.Listen {
-			if _, ok := known[endpoint(l)]; !ok {
-				fresh[endpoint(l)] = &nft.Service{}
+		for _, ep := range allEndpoints(s) {
+			if _, ok := known[ep]; !ok {
+				fresh[ep] = &nft.Service{}
 			}
 		}
 	}
@@ -121,14 +137,17 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 		return nil, err
 	}
 	for _, s := range services {
-		for _, l := range s.Listen {
-			ep := endpoint(l)
+		for _, ep := range allEndpoints(s) {
 			if have[ep] {
 				continue
 			}
 			c.nextID++
 			w := &listener{id: c.nextID, endpoint: ep}
 			if err := c.openListener(w, s.Start.Backlog); err != nil {
+				if ep.Addr == netip.IPv6Unspecified() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
+					c.log.Info().Str("service", s.Name).Stringer("listen", ep).Msg("no IPv6 on this host")
+					continue
+				}
 				return fail(fmt.Errorf("service %s: %w", s.Name, err))
 			}
 			opened[w.id] = w
@@ -138,10 +157,10 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 						Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
 				}
 			}
-			if !local(l.Addr) {
+			if !local(ep.Addr) {
 				c.log.Warn().Str("service", s.Name).Stringer("listen", ep).
 					Msgf("address is on no interface of this host: nothing arrives until it is, as by 'ip addr add %s dev lo'",
-						netip.PrefixFrom(l.Addr, l.Addr.BitLen()))
+						netip.PrefixFrom(ep.Addr, ep.Addr.BitLen()))
 			}
 		}
 	}
@@ -169,8 +188,7 @@ func (c *Control) openListener(w *listener, backlog int) (err error) {
 // that give them up. Addresses that it had before stay known for their flows.
 func (c *Control) attach(s *service, cfg config.Service) {
 	s.listeners = s.listeners[:0]
-	for _, l := range cfg.Listen {
-		ep := endpoint(l)
+	for _, ep := range allEndpoints(cfg) {
 		for _, w := range c.listeners {
 			if w.endpoint == ep {
 				if w.service != nil && w.service != s {
@@ -281,19 +299,21 @@ func (c *Control) retire(s *service, now time.Time) {
 
 // local says whether an address is on an interface of this host.
 func local(a netip.Addr) bool {
-	if a.IsLoopback() {
-		return true
-	}
+	return a.IsLoopback() || a.IsUnspecified() || slices.Contains(locals(), a)
+}
+
+// locals are the addresses of this host.
+func locals() (list []netip.Addr) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
-		return true // cannot tell: say nothing
+		return nil
 	}
-	return slices.ContainsFunc(addrs, func(n net.Addr) bool {
-		p, ok := n.(*net.IPNet)
-		if !ok {
-			return false
+	for _, n := range addrs {
+		if p, ok := n.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(p.IP); ok {
+				list = append(list, ip.Unmap())
+			}
 		}
-		ip, ok := netip.AddrFromSlice(p.IP)
-		return ok && ip.Unmap() == a
-	})
+	}
+	return list
 }

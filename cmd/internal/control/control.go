@@ -53,6 +53,7 @@ type Replicas interface {
 	Remove(context.Context, string) error
 	Probe(context.Context, string, time.Duration) (bool, error)
 	Logs(context.Context, string, int) ([]string, error)
+	Network(context.Context, string) (podman.Network, error)
 	Exited(context.Context, podman.Replica) error
 	Watch(ctx context.Context, since time.Time, f func(podman.Event)) error
 }
@@ -106,6 +107,9 @@ type Control struct {
 	todo      []serving // connections taken in this turn
 	nextConn  uint64
 	nextID    uint64
+	localnets map[string]bool // networks seen to by localnet
+	host      []netip.Addr    // see locals
+	hostAt    time.Time
 	synced    time.Time // flows were last dumped
 	adopted   bool
 
@@ -123,7 +127,7 @@ type message func(now time.Time)
 func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
-		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{},
+		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, localnets: map[string]bool{},
 		ready: make(chan struct{}),
 	}
 	c.app = newApplier(o.Table, o.Log)
@@ -186,7 +190,13 @@ func (c *Control) Zero(b conntrack.Backend) {
 		ep := nft.Endpoint{Addr: b.Service.Addr(), Proto: b.Proto, Port: b.Service.Port()}
 		s := c.endpoints[ep]
 		if s == nil {
-			return
+			ep.Addr = netip.IPv6Unspecified()
+			if b.Service.Addr().Is4() {
+				ep.Addr = netip.IPv4Unspecified()
+			}
+			if s = c.endpoints[ep]; s == nil {
+				return
+			}
 		}
 		if r := s.byAddr(b.Backend); r != nil {
 			c.quiet(s, now, r)
@@ -220,7 +230,7 @@ func (c *Control) AlarmAll() {
 // quiet lets a service look at its load at once when a backend has become
 // free, rather than at the next tick.
 func (c *Control) quiet(s *service, now time.Time, r *replica) {
-	c.step(s, now, s.load(c.opt.Flows))
+	c.step(s, now, c.load(s))
 	c.step(s, now, policy.Quiet{Index: r.index})
 }
 
@@ -275,7 +285,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			c.serve()
 		case now := <-level.C:
 			for s := range c.levelled {
-				c.step(s, now, s.load(c.opt.Flows))
+				c.step(s, now, c.load(s))
 			}
 		case <-timer.C:
 			c.ticks(time.Now())
@@ -313,7 +323,7 @@ func (c *Control) ticks(now time.Time) {
 func (c *Control) loads(now time.Time) {
 	for _, s := range c.services {
 		if s.policy.Phase() != policy.Cold {
-			c.step(s, now, s.load(c.opt.Flows))
+			c.step(s, now, c.load(s))
 		}
 	}
 }

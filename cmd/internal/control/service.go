@@ -223,7 +223,7 @@ func (s *service) carrying() (n int) {
 
 // load sums up what the service carries: what the kernel tracks and what the
 // daemon relays.
-func (s *service) load(flows Flows) policy.Load {
+func (c *Control) load(s *service) policy.Load {
 	l := policy.Load{Known: true, Flows: map[int]int{}}
 	for _, r := range s.replicas {
 		l.Flows[r.index] = r.carries
@@ -232,8 +232,8 @@ func (s *service) load(flows Flows) policy.Load {
 		}
 		var begun uint64
 		var moved uint64
-		for _, b := range s.backends(r) {
-			n, known := flows.Count(b)
+		for _, b := range c.backends(s, r) {
+			n, known := c.opt.Flows.Count(b)
 			l.Known = l.Known && known
 			l.Flows[r.index] += n.Live
 			begun += n.New

@@ -96,7 +96,7 @@ func (c *Control) status(s *service) ServiceStatus {
 	if v.Err != nil {
 		st.LastError = v.Err.Error()
 	}
-	load := s.load(c.opt.Flows)
+	load := c.load(s)
 	st.FlowsTotal = load.New
 	for _, b := range v.Backends {
 		bs := BackendStatus{Name: s.backendName(b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
