@@ -71,7 +71,7 @@ func TestBroken(t *testing.T) {
 			waitBytes(t, held, len(before))
 			l.warm(t, service4)
 			b := tt.broken
-			b.Freezer, b.Tracker = l.table, l.tracker
+			b.Freezer, b.Tracker = brief{l.table}, l.tracker
 			r := l.handover(l.open(t, &b, &b), held)[0]
 			if r.Reason != tt.want || !errors.Is(r.Err, errBroken) {
 				t.Errorf("result %+v", r)

@@ -70,6 +70,7 @@
 //	backend does not answer within 1.5 s              relay_timeout
 //	rules or tracking cannot be changed               relay_error (TestBroken)
 //	packets lost between host and backend             handover (TestLoss)
+//	backend flooded by other connections              handover (TestFlood)
 //	client acts or process is killed at any step      see TestClientActs, TestKilled
 //	backend closes or resets at once                  handover (TestBackendEnds)
 //	backend reads only when all it says is heard      handover (TestDeafTalker)

@@ -13,8 +13,8 @@ const (
 	snapLength = 160
 	// maxFilterAddrs keeps filters short; from so many on all pass.
 	maxFilterAddrs = 64
-	// maxFilterPorts keeps them within the kernel's 4096 instructions; from so
-	// many on neighbouring ports pass as well.
+	// maxFilterPorts of each family keep them within the kernel's 4096
+	// instructions; with more, neighbouring ports pass as well.
 	maxFilterPorts = 512
 	// maxPlain is the length from which on a packet is not looked at for what it
 	// acknowledges. A socket's buffer is charged with the whole of a packet, of

@@ -41,7 +41,7 @@ func runVictim(v string) error {
 	if err != nil {
 		return err
 	}
-	s := &steps{Freezer: table, Tracker: tracker, at: func(at string) {
+	s := &steps{Freezer: brief{table}, Tracker: tracker, at: func(at string) {
 		if at == w[0] {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}

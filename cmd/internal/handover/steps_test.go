@@ -43,6 +43,13 @@ func (s *steps) Do(b *conntrack.Batch) ([]error, error) {
 	return s.Tracker.Do(b)
 }
 
+// brief freezes for a second, so that a test need not wait for the whole time.
+type brief struct{ Freezer }
+
+func (b brief) Freeze(ts []nft.Tuple, _ time.Duration) error {
+	return b.Freezer.Freeze(ts, time.Second)
+}
+
 // heard is what a backend got on a connection.
 type heard struct {
 	data []byte
