@@ -45,6 +45,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 		return err
 	}
 	maps.Copy(c.listeners, opened)
+	by := c.byEndpoint()
 	want := map[string]bool{}
 	for _, sc := range cfg.Services {
 		want[sc.Name] = true
@@ -61,10 +62,10 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 		case s == nil:
 			s = newService(sc, c.log)
 			c.services[s.name] = s
-			c.attach(s, sc)
+			c.attach(s, sc, by)
 			changed = append(changed, s)
 		case s.removed || !reflect.DeepEqual(s.cfg, sc):
-			c.attach(s, sc)
+			c.attach(s, sc, by)
 			c.change(s, now, sc)
 		}
 	}
@@ -125,10 +126,7 @@ func (c *Control) announce(services []config.Service) map[nft.Endpoint]*nft.Serv
 
 // listen opens a listener for each address that has none yet, or none at all.
 func (c *Control) listen(services []config.Service) (map[uint64]*listener, error) {
-	have := map[nft.Endpoint]bool{}
-	for _, l := range c.listeners {
-		have[l.endpoint] = true
-	}
+	have := c.byEndpoint()
 	opened := map[uint64]*listener{}
 	fail := func(err error) (map[uint64]*listener, error) {
 		for _, l := range opened {
@@ -138,7 +136,7 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 	}
 	for _, s := range services {
 		for _, ep := range allEndpoints(s) {
-			if have[ep] {
+			if have[ep] != nil {
 				continue
 			}
 			c.nextID++
@@ -157,7 +155,7 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 						Msg("the kernel caps the backlog: raise net.core.somaxconn or lower start.backlog")
 				}
 			}
-			if !local(ep.Addr) {
+			if !c.local(ep.Addr) {
 				c.log.Warn().Str("service", s.Name).Stringer("listen", ep).
 					Msgf("address is on no interface of this host: nothing arrives until it is, as by 'ip addr add %s dev lo'",
 						netip.PrefixFrom(ep.Addr, ep.Addr.BitLen()))
@@ -184,19 +182,26 @@ func (c *Control) openListener(w *listener, backlog int) (err error) {
 	return nil
 }
 
+// byEndpoint indexes the listeners.
+func (c *Control) byEndpoint() map[nft.Endpoint]*listener {
+	m := make(map[nft.Endpoint]*listener, len(c.listeners))
+	for _, l := range c.listeners {
+		m[l.endpoint] = l
+	}
+	return m
+}
+
 // attach gives a service the listeners of its addresses, those of others too
 // that give them up. Addresses that it had before stay known for their flows.
-func (c *Control) attach(s *service, cfg config.Service) {
+func (c *Control) attach(s *service, cfg config.Service, by map[nft.Endpoint]*listener) {
 	s.listeners = s.listeners[:0]
 	for _, ep := range allEndpoints(cfg) {
-		for _, w := range c.listeners {
-			if w.endpoint == ep {
-				if w.service != nil && w.service != s {
-					w.service.drop(w)
-				}
-				w.service = s
-				s.listeners = append(s.listeners, w)
+		if w := by[ep]; w != nil {
+			if w.service != nil && w.service != s {
+				w.service.drop(w)
 			}
+			w.service = s
+			s.listeners = append(s.listeners, w)
 		}
 		if !slices.Contains(s.endpoints, ep) {
 			s.endpoints = append(s.endpoints, ep)
@@ -298,8 +303,8 @@ func (c *Control) retire(s *service, now time.Time) {
 }
 
 // local says whether an address is on an interface of this host.
-func local(a netip.Addr) bool {
-	return a.IsLoopback() || a.IsUnspecified() || slices.Contains(locals(), a)
+func (c *Control) local(a netip.Addr) bool {
+	return a.IsLoopback() || a.IsUnspecified() || slices.Contains(c.locals(), a)
 }
 
 // locals are the addresses of this host.

@@ -237,7 +237,7 @@ func (c *Control) quiet(s *service, now time.Time, r *replica) {
 const (
 	loadEvery = time.Second
 	levelTick = 100 * time.Millisecond // how often loads are levelled
-	syncEvery = 30 * time.Second
+	syncEvery = 15 * time.Second
 )
 
 // Run opens the listeners, adopts what an earlier run left and then runs the

@@ -24,7 +24,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 		c.warm(s, now)
 		return
 	case policy.NoteFailed:
-		level, text = zerolog.ErrorLevel, fmt.Sprintf("start failed, %d held connections reset, next attempt on a connection after %s", n.N, n.For)
+		level, text = zerolog.ErrorLevel, fmt.Sprintf("start failed, %s reset, next attempt on a connection after %s", count(n.N, "held connection"), n.For)
 		s.wake = wake{}
 	case policy.NoteAsleep:
 		text = "asleep"
@@ -37,15 +37,15 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	case policy.NoteUnhealthy:
 		level, text = zerolog.WarnLevel, "unhealthy, taken out"
 	case policy.NoteDied:
-		level, text = zerolog.WarnLevel, fmt.Sprintf("died with %d flows, taken out", n.N)
+		level, text = zerolog.WarnLevel, fmt.Sprintf("died with %s, taken out", count(n.N, "flow"))
 	case policy.NoteRetry:
 		level, text = zerolog.WarnLevel, fmt.Sprintf("not started, next attempt in %s", n.For)
 		c.lastWords(s, n.Index)
 	case policy.NoteScale:
-		text = fmt.Sprintf("%d replicas wanted", n.N)
+		text = fmt.Sprintf("%s wanted", count(n.N, "replica"))
 		c.opt.Record.Decision("load")
 	case policy.NoteDrain:
-		text = fmt.Sprintf("draining, %d flows", n.N)
+		text = "draining, " + count(n.N, "flow")
 		c.opt.Record.Decision("drain")
 	case policy.NoteUndrain:
 		text = "needed again, drain cancelled"
@@ -53,11 +53,11 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	case policy.NoteDrained:
 		text = fmt.Sprintf("drained in %s", n.For.Round(time.Millisecond))
 		if n.N > 0 {
-			level, text = zerolog.WarnLevel, fmt.Sprintf("drain deadline of %s reached, %d flows cut", n.For.Round(time.Millisecond), n.N)
+			level, text = zerolog.WarnLevel, fmt.Sprintf("drain deadline reached after %s, %s cut", n.For.Round(time.Millisecond), count(n.N, "flow"))
 		}
 		c.opt.Record.Drained(n.For, n.N)
 	case policy.NotePaused:
-		text = fmt.Sprintf("paused with %d flows open", n.N)
+		text = fmt.Sprintf("paused with %s open", count(n.N, "flow"))
 	case policy.NoteOutdated:
 		text = "made from another configuration, will be replaced"
 	case policy.NoteRefused:
@@ -66,7 +66,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 			return
 		}
 		s.lastRef = now
-		level, text = zerolog.WarnLevel, fmt.Sprintf("%d connections reset: the last start has failed", s.refused)
+		level, text = zerolog.WarnLevel, fmt.Sprintf("%s reset: the last start has failed", count(s.refused, "connection"))
 		s.refused = 0
 	case policy.NoteStopFail:
 		level, text = zerolog.WarnLevel, fmt.Sprintf("not removed, next attempt in %s", n.For)
@@ -118,6 +118,14 @@ func (c *Control) warm(s *service, now time.Time) {
 		text += fmt.Sprintf(", %s %s", st.name, ms(st.took))
 	}
 	c.say(s, now, zerolog.InfoLevel, policy.NoteWarm, 0, nil, text)
+}
+
+// count says how many there are of something.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
