@@ -47,13 +47,19 @@ func (l *Listener) next(now time.Time) (at time.Time) {
 	for _, c := range l.store.order {
 		switch {
 		case l.wants(c):
-			earlier(l.due(c))
+			due := l.due(c)
+			if !due.After(now) {
+				// Also one that has come in while others were passed
+				// on: it was never due before.
+				return now
+			}
+			earlier(due)
 		case l.spent(c):
 			earlier(c.seen.Add(settled))
 		}
 	}
 	if !at.IsZero() && !at.After(now) {
-		at = now // the zero deadline would be none
+		return now
 	}
 	return at
 }

@@ -132,6 +132,52 @@ func TestLost(t *testing.T) {
 	})
 }
 
+// meanwhile is a conntrack that has something happen during its first change.
+type meanwhile struct {
+	Tracker
+	once sync.Once
+	f    func()
+}
+
+func (m *meanwhile) Do(x *conntrack.Batch) ([]error, error) {
+	m.once.Do(m.f)
+	return m.Tracker.Do(x)
+}
+
+// A client that comes while others are passed on, and then waits for its answer,
+// is passed on without anything else to wake the listener.
+func TestComesMeanwhile(t *testing.T) {
+	each(t, func(t *testing.T, l *lab, from *testenv.NS, service netip.AddrPort) {
+		p, late := l.dial(from, service, 0), l.dial(from, service, 0)
+		var ln *Listener
+		l.group.cfg.Tracker = &meanwhile{Tracker: l.tracker, f: func() {
+			if _, err := late.Write([]byte("late")); err != nil {
+				t.Error(err)
+			}
+			// The listener is busy here: it does not take the datagram away.
+			in := []unix.PollFd{{Fd: int32(ln.fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(in, int(patience.Milliseconds()))
+			for errors.Is(err, unix.EINTR) {
+				n, err = unix.Poll(in, int(patience.Milliseconds()))
+			}
+			if n != 1 || err != nil {
+				t.Errorf("datagrams in the socket: %d, %v", n, err)
+			}
+		}}
+		ln = l.listen(1, service)
+		late.send("makes its flow a cold one")
+		ln.Refuse(l.next().ID)
+		p.send("first")
+		l.next()
+		l.slots(service, 2)
+		ln.Set(Pass)
+		p.answer("first")
+		late.answer("late")
+		late.direct(ln, service)
+		p.direct(ln, service)
+	})
+}
+
 // broken is a conntrack that fails for a while.
 type broken struct {
 	Tracker
