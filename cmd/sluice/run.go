@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -173,6 +174,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		select {
 		case <-ctl.Ready():
 			log.Info().Msg("ready")
+			debug.FreeOSMemory() // what reading the configuration and adopting took
 		case <-gctx.Done():
 		}
 		return nil

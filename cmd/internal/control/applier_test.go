@@ -32,6 +32,8 @@ func (r *refusing) AddSources([]nft.Source) error          { return nil }
 func (r *refusing) RemoveSources([]nft.Source) error       { return nil }
 func (r *refusing) Asleep(map[nft.Endpoint]bool) error     { return nil }
 
+func (r *refusing) AllLimited() (map[nft.Endpoint]uint64, error) { return nil, errRefused }
+
 func at(port uint16) nft.Endpoint {
 	return nft.Endpoint{Addr: netip.MustParseAddr("192.0.2.10"), Proto: 6, Port: port}
 }

@@ -27,6 +27,7 @@ type Table interface {
 	AddSources([]nft.Source) error
 	RemoveSources([]nft.Source) error
 	Asleep(map[nft.Endpoint]bool) error
+	AllLimited() (map[nft.Endpoint]uint64, error)
 }
 
 // Flows counts flows. Count may be stale or unknown; Live is the truth, and
@@ -319,10 +320,10 @@ func (c *Control) ticks(now time.Time) {
 }
 
 // loads tells every service that is not asleep what it carries. A sleeping
-// one costs nothing here.
+// one costs nothing here, nor does one that has nothing to scale.
 func (c *Control) loads(now time.Time) {
 	for _, s := range c.services {
-		if s.policy.Phase() != policy.Cold {
+		if phase := s.policy.Phase(); phase != policy.Cold && (s.cfg.Container != nil || phase != policy.Warm) {
 			c.step(s, now, c.load(s))
 		}
 	}

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sluice/cmd/internal/config"
+	"sluice/nft"
 )
 
 // Status is the answer of `sluice status -o json`.
@@ -30,6 +33,7 @@ type ServiceStatus struct {
 
 	Relaying   int    `json:"relaying"`    // relayed connections open now
 	FlowsTotal uint64 `json:"flows_total"` // since the daemon started
+	Limited    uint64 `json:"limited"`     // packets that would have begun a flow, dropped for the service's limits
 }
 
 // BackendStatus is one backend's part of [ServiceStatus].
@@ -57,9 +61,14 @@ func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
 			}
 		}
 		a.st.Services, a.st.ConfigError = []ServiceStatus{}, c.configError
+		limited := c.limited()
 		for _, s := range c.services {
 			if len(names) == 0 || slices.Contains(names, s.name) {
-				a.st.Services = append(a.st.Services, c.status(s))
+				st := c.status(s)
+				for _, ep := range s.endpoints {
+					st.Limited += limited[ep]
+				}
+				a.st.Services = append(a.st.Services, st)
 			}
 		}
 		slices.SortFunc(a.st.Services, func(x, y ServiceStatus) int { return strings.Compare(x.Name, y.Name) })
@@ -71,6 +80,21 @@ func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
 	case <-ctx.Done():
 		return Status{}, fmt.Errorf("status: %w", ctx.Err())
 	}
+}
+
+// limited reads what the limits have dropped, if any service has limits.
+func (c *Control) limited() map[nft.Endpoint]uint64 {
+	for _, s := range c.services {
+		if s.cfg.Limits == (config.Limits{}) {
+			continue
+		}
+		m, err := c.opt.Table.AllLimited()
+		if err != nil {
+			c.log.Warn().Err(err).Msg("what the limits have dropped is not known")
+		}
+		return m
+	}
+	return nil
 }
 
 // ConfigError notes for [Control.Status] why the configuration files are not

@@ -117,6 +117,7 @@ func (r *Recorder) Watch(src Source, resyncs func() uint64) {
 		flowsTotal: desc("sluice_flows_total", "Flows given to the service since the daemon started."),
 		held:       desc("sluice_held", "Accepted connections that wait for a backend."),
 		relays:     desc("sluice_relays_active", "Connections that the daemon relays."),
+		limited:    desc("sluice_limited_total", "Packets that would have begun a flow, dropped for the service's limits."),
 		resync: prometheus.NewDesc("sluice_conntrack_resyncs_total",
 			"Times the flows had to be counted anew because events were lost.", nil, nil),
 	})
@@ -126,12 +127,12 @@ type state struct {
 	src     Source
 	resyncs func() uint64
 
-	phase, backends, flows, flowsTotal, held, relays, resync *prometheus.Desc
+	phase, backends, flows, flowsTotal, held, relays, limited, resync *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{s.phase, s.backends, s.flows, s.flowsTotal, s.held, s.relays, s.resync} {
+	for _, d := range []*prometheus.Desc{s.phase, s.backends, s.flows, s.flowsTotal, s.held, s.relays, s.limited, s.resync} {
 		ch <- d
 	}
 }
@@ -167,6 +168,7 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		gauge(s.flows, float64(sv.Flows), sv.Name)
 		gauge(s.held, float64(sv.Held), sv.Name)
 		gauge(s.relays, float64(sv.Relaying), sv.Name)
+		ch <- prometheus.MustNewConstMetric(s.limited, prometheus.CounterValue, float64(sv.Limited), sv.Name)
 		ch <- prometheus.MustNewConstMetric(s.flowsTotal, prometheus.CounterValue, float64(sv.FlowsTotal), sv.Name)
 	}
 }
