@@ -83,8 +83,9 @@ func TestDialPrepared(t *testing.T) {
 }
 
 // However dialling fails, what was prepared is undone while the port is held.
+// Not parallel, for a process that another test is just starting has all of this
+// one's sockets until it executes its program, and so holds the port longer.
 func TestDialPreparedFails(t *testing.T) {
-	t.Parallel()
 	ns := testenv.NewNS(t, "host")
 	ns.IP(t, "link add silent type veth peer name other", "addr add 192.0.2.1/24 dev silent", "link set silent up", "link set other up")
 	const refused = "refused"
