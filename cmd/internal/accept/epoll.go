@@ -32,8 +32,7 @@ func (b *poller) open(l *loop, wake int) error {
 	// Edge-triggered: each write wakes, and nobody has to read. Token 0.
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}
 	if err := unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, wake, &ev); err != nil {
-		b.close()
-		return os.NewSyscallError("epoll_ctl", err)
+		return errors.Join(os.NewSyscallError("epoll_ctl", err), b.close())
 	}
 	return nil
 }
@@ -76,7 +75,7 @@ func (b *poller) disarm(e *entry) error {
 // disabled. The descriptor may be gone, and with it the registration.
 func (b *poller) stop(e *entry) {
 	delete(b.l.tokens, e.token)
-	unix.EpollCtl(b.fd, unix.EPOLL_CTL_DEL, e.ln.FD(), nil)
+	_ = unix.EpollCtl(b.fd, unix.EPOLL_CTL_DEL, e.ln.FD(), nil)
 }
 
 func (b *poller) wait(timeout time.Duration) error {

@@ -191,7 +191,7 @@ func (l *loop) rouse() {
 	}
 	l.awake = true
 	// Can only fail at a count of 2^64-2, in which case the loop is awake.
-	unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	_, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
 // run is the loop. Its thread is its own, because an io_uring belongs to the
@@ -207,7 +207,7 @@ func (l *loop) run(ready chan<- error) {
 	if err != nil {
 		return
 	}
-	defer func() { l.back.close() }()
+	defer func() { _ = l.back.close() }() // the descriptor is gone either way
 
 	for l.settle() {
 		err := l.back.wait(l.timeout())
@@ -344,7 +344,7 @@ func (l *loop) timeout() time.Duration {
 func (l *loop) reopen(err error) {
 	for ; err != nil; err = l.back.open(l, l.wake) {
 		l.tell(0, fmt.Errorf("%w: %s: %w", ErrLoop, l.back.name(), err))
-		l.back.close()
+		_ = l.back.close() // why is told, and the descriptor is gone either way
 		time.Sleep(retryAfter)
 	}
 	clear(l.tokens)

@@ -20,7 +20,7 @@ const (
 
 // The lowest two bits of a request's data say what it is.
 const (
-	dataAccept = iota
+	dataAccept = iota + 1
 	dataCancel
 	dataWake
 	dataShift = 2
@@ -47,8 +47,7 @@ func (b *ring) open(l *loop, wake int) error {
 	}
 	b.l, b.r, b.wake, b.multi = l, r, wake, r.Multishot() && !b.plain
 	if err := r.Push(uring.PollMultishot(wake, dataWake)); err != nil {
-		b.close()
-		return fmt.Errorf("poll eventfd: %w", err)
+		return errors.Join(fmt.Errorf("poll eventfd: %w", err), b.close())
 	}
 	return nil
 }
