@@ -98,8 +98,7 @@ func Open(requests, completions uint32) (*Ring, error) {
 	}
 	r := &Ring{fd: int(fd), features: p.features}
 	if err := r.start(&p); err != nil {
-		r.Close()
-		return nil, err
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }

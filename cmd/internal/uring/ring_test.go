@@ -60,7 +60,7 @@ func want(t *testing.T, c CQE, data uint64, errno unix.Errno) {
 	if errno != 0 {
 		err = errno
 	}
-	if c.Data != data || c.Err() != err {
+	if c.Data != data || !errors.Is(c.Err(), err) {
 		t.Fatalf("completion %+v (%v), want data %d, %v", c, c.Err(), data, err)
 	}
 }
