@@ -158,19 +158,44 @@ type Canary struct {
 // Values of keys that are one of a few words. The zero value of each type is
 // invalid and never part of a loaded Config.
 type (
-	Proto         string
-	LogLevel      string
-	LogFormat     string
-	Balance       string
-	Handover      string
-	Forward       string
-	Source        string
+	// Proto is the transport protocol of an address.
+	Proto string
+
+	// LogLevel is the least severe that is logged.
+	LogLevel string
+
+	// LogFormat is how a line of the log is written.
+	LogFormat string
+
+	// Balance is how new flows are spread over replicas.
+	Balance string
+
+	// Handover is what becomes of a connection that was accepted before its replica was ready.
+	Handover string
+
+	// Forward is how flows reach a replica.
+	Forward string
+
+	// Source is the address that a replica sees as the client.
+	Source string
+
+	// ProxyProtocol is the version of the header that names the client to a replica.
 	ProxyProtocol string
-	WakeAfter     string
-	Pull          string
-	IdleCounts    string
-	Sleep         string
-	HealthType    string
+
+	// WakeAfter is what of a connection starts a sleeping service.
+	WakeAfter string
+
+	// Pull is when an image is fetched.
+	Pull string
+
+	// IdleCounts is what makes a service busy.
+	IdleCounts string
+
+	// Sleep is what becomes of replicas that are not needed.
+	Sleep string
+
+	// HealthType is the kind of a check.
+	HealthType string
 )
 
 // The words, as in the file.

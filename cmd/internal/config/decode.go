@@ -60,10 +60,9 @@ func decode(r *report, files []source, gates []gate) (*Config, error) {
 
 			from := len(r.errs)
 			s := defaultService(name)
-			at := decodeService(t, &s)
+			listens = append(listens, decodeService(t, &s)...)
 			t.unknown(t)
-			refuse(t, &s, at, gates, r.errs[from:])
-			listens = append(listens, at...)
+			refuse(t, &s, gates, r.errs[from:])
 			c.Services = append(c.Services, s)
 		}
 	}

@@ -9,10 +9,9 @@ import (
 
 // gate refuses a setting that is valid but that sluice does not act on yet.
 type gate struct {
-	key    string              // below service.NAME
-	hit    func(*Service) bool // for a key as a whole
-	listen func(Listen) bool   // for single addresses, with key "listen"
-	use    string              // what works, "" = nothing in its place
+	key string // below service.NAME
+	hit func(*Service) bool
+	use string // what works, "" = nothing in its place
 }
 
 // unbuilt is the one list of what the configuration knows and sluice cannot do
@@ -27,16 +26,8 @@ func unbuilt() []gate {
 
 // refuse reports the settings of a service that gates refuse, unless errs has
 // something worse to say about the same key.
-func refuse(t *table, s *Service, listens []listenAt, gates []gate, errs []Error) {
+func refuse(t *table, s *Service, gates []gate, errs []Error) {
 	for _, g := range gates {
-		if g.listen != nil {
-			for _, l := range listens {
-				if g.listen(l.Listen) {
-					t.errorAt(l.line, g.key, "%q is not supported yet: %s", l, g.instead(s.Name))
-				}
-			}
-			continue
-		}
 		key := t.path + "." + g.key
 		if !g.hit(s) || slices.ContainsFunc(errs, func(e Error) bool { return e.Key == key }) {
 			continue

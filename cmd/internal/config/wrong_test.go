@@ -80,9 +80,8 @@ func wrong() map[string]struct{ text, want string } {
 		"listen mapped":    listen("[::ffff:192.0.2.1]:80/tcp", `"[::ffff:192.0.2.1]:80/tcp": write "192.0.2.1" instead of the mapped address`),
 		"listen twice":     {strings.Replace(web, `"]`, "\",\n\"192.0.2.10:80/tcp\"]", 1), `3: service.web.listen: "192.0.2.10:80/tcp" is listed twice`},
 		"clash":            {web + service("a", "192.0.2.10:80/tcp"), `7: service.a.listen: "192.0.2.10:80/tcp" clashes with "192.0.2.10:80/tcp" of service.web (sluice.toml:2): change the address or the port of one`},
-		"clash wildcard": {web + service("a", ":80/tcp"), `7: service.a.listen: ":80/tcp" is not supported yet: use ADDR:PORT/tcp for each address
-7: service.a.listen: ":80/tcp" clashes with "192.0.2.10:80/tcp" of service.web (sluice.toml:2): change the address or the port of one`},
-		"clash metrics": {web + service("a", "127.0.0.1:9464/tcp"), `7: service.a.listen: "127.0.0.1:9464/tcp" clashes with daemon.metrics ("127.0.0.1:9464"): change the port of one`},
+		"clash wildcard":   {web + service("a", ":80/tcp"), `7: service.a.listen: ":80/tcp" clashes with "192.0.2.10:80/tcp" of service.web (sluice.toml:2): change the address or the port of one`},
+		"clash metrics":    {web + service("a", "127.0.0.1:9464/tcp"), `7: service.a.listen: "127.0.0.1:9464/tcp" clashes with daemon.metrics ("127.0.0.1:9464"): change the port of one`},
 
 		// Container.
 		"image short":      image("nginx", `"nginx" does not name its registry: write REGISTRY/NAME:TAG, or localhost/NAME:TAG for a local image`),
