@@ -89,7 +89,7 @@ type totals struct {
 
 // wake collects the times of a cold start.
 type wake struct {
-	accepted, start, started, ready, mapped time.Time
+	accepted, start, started, ready time.Time
 }
 
 func newService(cfg config.Service, log zerolog.Logger) *service {
