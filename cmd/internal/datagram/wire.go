@@ -66,7 +66,7 @@ func (w *wire) close() error {
 func (w *wire) send(fl flow, d datagram) error {
 	buf := w.bufs.Get().(*[]byte)
 	defer w.bufs.Put(buf)
-	id := rand.Uint32()
+	id := rand.Uint32() //nolint:gosec // no secret; it only has to differ from those of late
 	var err error
 	if fl.client.Addr().Is6() {
 		to := &unix.SockaddrInet6{Addr: fl.service.Addr().As16()} // a port would be refused
