@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -57,11 +56,11 @@ func Open(mark, mask uint32) (*Conn, error) {
 	c := &Conn{mark: mark & mask, mask: mask, nl: nl, buf: make([]byte, dumpBuffer)}
 	c.recv = func(fd uintptr) bool {
 		c.n, c.err = ignoringEINTR(unix.Read, int(fd), c.buf)
-		return c.err != unix.EAGAIN
+		return !errors.Is(c.err, unix.EAGAIN)
 	}
 	c.send = func(fd uintptr) bool {
 		c.n, c.err = ignoringEINTR(unix.Write, int(fd), c.out)
-		return c.err != unix.EAGAIN
+		return !errors.Is(c.err, unix.EAGAIN)
 	}
 	if err := c.setup(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open conntrack: %w", err), nl.Close())
@@ -340,9 +339,6 @@ func (c *Conn) read() ([]byte, error) {
 	return c.buf[:c.n], nil
 }
 
-// interrupt makes a read that waits, and all later ones, fail.
-func (c *Conn) interrupt() { _ = c.nl.SetReadDeadline(time.Unix(1, 0)) }
-
 // errnoOf reads the error of a message of type NLMSG_ERROR or NLMSG_DONE.
 func errnoOf(m message) error {
 	if len(m.data) < 4 {
@@ -369,7 +365,7 @@ func isOneOf(err error, targets ...error) bool {
 func ignoringEINTR(call func(int, []byte) (int, error), fd int, b []byte) (int, error) {
 	for {
 		n, err := call(fd, b)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

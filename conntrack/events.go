@@ -58,12 +58,12 @@ func (w *Watcher) read(wait bool) error {
 func (w *Watcher) fill(fd uintptr) bool {
 	for len(w.buf)-w.end >= eventRoom {
 		n, err := ignoringEINTR(unix.Read, int(fd), w.buf[w.end:])
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			w.end = align4(w.end + n)
 			continue
-		case unix.EAGAIN:
-		case unix.ENOBUFS:
+		case errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, unix.ENOBUFS):
 			w.ferr = ErrLost
 		default:
 			w.ferr = err
