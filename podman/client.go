@@ -111,8 +111,7 @@ func Open(ctx context.Context, uri string, o Options) (*Client, error) {
 		return nil, fmt.Errorf("open podman: %w", err)
 	}
 	if c.neigh, err = openNeighbours(); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("open podman: %w", err)
+		return nil, errors.Join(fmt.Errorf("open podman: %w", err), c.Close())
 	}
 	return c, nil
 }

@@ -74,7 +74,7 @@ func (c *Client) explain(ctx context.Context, verb string, lost, err error) erro
 // blame.
 func (c *Client) unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		if cause := context.Cause(ctx); cause == errSilent {
+		if errors.Is(context.Cause(ctx), errSilent) {
 			return fmt.Errorf("%w at %s: %w", ErrUnreachable, c.uri, errSilent)
 		}
 		return ctx.Err()

@@ -102,7 +102,8 @@ func awaitDeath(ctx context.Context, process *os.File) error {
 	if err := process.SetReadDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoPidfd, err) // the poller does not know it
 	}
-	stop := context.AfterFunc(ctx, func() { process.SetReadDeadline(time.Unix(1, 0)) })
+	// It works once the first has, unless the file is closed: that ends the wait too.
+	stop := context.AfterFunc(ctx, func() { _ = process.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
 	raw, err := process.SyscallConn()

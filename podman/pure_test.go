@@ -171,7 +171,7 @@ func TestDecodeEvents(t *testing.T) {
 	var got []Event
 	since := time.Unix(0, 1795244816347667396)
 	err := decodeEvents(strings.NewReader(stream), since, func(e Event) { got = append(got, e) })
-	if err != io.ErrUnexpectedEOF {
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("end of stream: %v", err)
 	}
 	want := []Event{
