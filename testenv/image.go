@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -78,7 +79,7 @@ func build() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make build directory: %w", err)
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }() // a directory that stays is in nobody's way
 	out := filepath.Join(tmp, "out")
 	if err := compile(filepath.Join(tmp, "src"), filepath.Join(out, "server")); err != nil {
 		return "", err
@@ -132,7 +133,7 @@ func lock(path string) (unlock func(), err error) {
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
