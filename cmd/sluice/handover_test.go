@@ -266,8 +266,11 @@ func departs(conn *net.TCPConn, leave, text string, after time.Duration) error {
 			return err
 		}
 		got, err := io.ReadAll(conn)
-		if err != nil || string(got) != text {
-			return fmt.Errorf("answered %q: %v", got, err)
+		if err != nil {
+			return fmt.Errorf("answered %q: %w", got, err)
+		}
+		if string(got) != text {
+			return fmt.Errorf("answered %q, want %q", got, text)
 		}
 	}
 	return nil
