@@ -2,7 +2,6 @@ package policy
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -230,105 +229,6 @@ func (s *Service) adopt(rs []Replica) {
 	}
 }
 
-// outdated says that a replica was made from another configuration.
-func (s *Service) outdated(b *backend) bool { return !b.member && b.hash != s.spec.Hash }
-
-// members takes the list of backends that sluice does not start.
-func (s *Service) members(list []Member) {
-	s.list = list
-	listed := map[int]bool{}
-	for _, m := range list {
-		listed[m.Index] = true
-		b := s.backend(m.Index)
-		if b == nil {
-			b = s.add(&backend{index: m.Index, member: true, state: Probing, startAt: s.now})
-			s.emit(Probe{Index: b.index})
-		}
-		b.weight, b.priority = m.Weight, m.Priority
-		if b.state == DrainingFlows && !b.ordered { // listed again
-			b.state = Probing
-			if !b.sick && !b.readyAt.IsZero() {
-				b.state = Ready
-			}
-		}
-	}
-	s.backends = slices.DeleteFunc(s.backends, func(b *backend) bool {
-		return b.member && !listed[b.index] && b.state == Sleeping
-	})
-	for _, b := range s.backends {
-		if b.member && !listed[b.index] && b.state != Stopping {
-			b.ordered = false
-			s.leave(b)
-		}
-	}
-}
-
-func (s *Service) prepared(b *backend, err error) {
-	if err != nil {
-		s.retry(b, fmt.Errorf("prepare: %w", err))
-		s.stop(b, 0)
-		return
-	}
-	b.state, b.sleptAt = Sleeping, s.now
-	if b.doomed {
-		s.stop(b, 0)
-	}
-}
-
-// pause freezes a ready replica; its slots stay.
-func (s *Service) pause(b *backend) {
-	b.state, b.alarm = Pausing, false
-	s.emit(Unprobe{b.index})
-	s.emit(Pause{b.index})
-}
-
-func (s *Service) paused(b *backend, err error) {
-	if err != nil {
-		b.state, s.busyAt = Ready, s.now
-		s.emit(Probe{Index: b.index, Assume: true})
-		s.emit(Note{Kind: NoteRetry, Index: b.index, Err: fmt.Errorf("pause: %w", err), For: s.spec.Idle})
-		if b.dead {
-			s.emit(Unprobe{b.index})
-			s.leave(b)
-		}
-		return
-	}
-	b.state, b.frozen, b.sleptAt = Sleeping, true, s.now
-	s.emit(Note{Kind: NotePaused, Index: b.index, N: b.flows})
-	if b.dead {
-		s.leave(b)
-		return
-	}
-	// What was sent before the alarm was set shows in a dump.
-	b.counting = true
-	s.emit(Count{b.index})
-}
-
-func (s *Service) thaw(b *backend) {
-	b.state, b.startAt, b.alarm, b.counting = Thawing, s.now, false, false
-	s.emit(Thaw{b.index})
-}
-
-func (s *Service) thawed(b *backend, err error) {
-	if err != nil {
-		// Another replica serves from now on. This one's flows have until
-		// the drain deadline, as always.
-		s.retry(b, fmt.Errorf("unpause: %w", err))
-		b.ordered = true
-		s.leave(b)
-		return
-	}
-	b.frozen = false
-	if b.dead {
-		s.leave(b)
-		return
-	}
-	b.state = Ready
-	s.tries, s.tryT, s.failedT, s.err = 0, time.Time{}, time.Time{}, nil
-	s.emit(Probe{Index: b.index, Assume: true})
-	s.emit(Note{Kind: NoteReady, Index: b.index, For: s.now.Sub(b.startAt)})
-}
-
 func (s *Service) started(b *backend, ev Started) {
 	if ev.Err != nil {
 		s.stop(b, 0)
@@ -429,38 +329,6 @@ func (s *Service) died(b *backend, detail string) {
 	}
 }
 
-// leave takes the backend out of service; [Service.drain] sees it through.
-func (s *Service) leave(b *backend) {
-	if b.state == DrainingFlows {
-		return
-	}
-	b.state, b.drainAt, b.recount, b.counting = DrainingFlows, s.now, s.now, false
-}
-
-func (s *Service) counted(b *backend, ev Counted) {
-	b.counting = false
-	if b.state == Sleeping && b.frozen && (!ev.Known || ev.Flows > b.flows) {
-		b.alarm, s.busyAt = true, s.now // it came between the decision and the freeze
-	}
-	if b.state != DrainingFlows {
-		return
-	}
-	b.recount = s.now.Add(recount)
-	if !ev.Known {
-		return
-	}
-	b.flows = ev.Flows
-	if ev.Flows > 0 {
-		if !s.spec.IdleBytes {
-			s.busyAt = s.now
-		}
-		return
-	}
-	s.emit(Note{Kind: NoteDrained, Index: b.index, For: s.now.Sub(b.drainAt)})
-	s.emit(Unprobe{b.index})
-	s.stop(b, 0)
-}
-
 func (s *Service) load(l Load) {
 	s.known, s.queued = l.Known, l.Queued
 	if !l.Known {
@@ -500,43 +368,6 @@ func (s *Service) level(total uint64) {
 	for i, n := range Level(flows, weights, int(min(arrivals, 1<<20))) { //nolint:gosec // bounded
 		s.levels[at[i]] = n
 	}
-}
-
-func (s *Service) drainOrder(index int) {
-	if index == 0 {
-		s.sleep = true
-		s.manualT = time.Time{}
-		return
-	}
-	b := s.backend(index)
-	if b == nil {
-		return
-	}
-	switch b.state {
-	case Ready, Probing, DrainingFlows:
-		if b.state != DrainingFlows {
-			s.emit(Note{Kind: NoteDrain, Index: b.index, N: b.flows})
-		}
-		b.ordered = true
-		s.leave(b)
-	case Sleeping:
-		switch {
-		case b.member:
-		case b.frozen:
-			b.ordered = true
-			s.leave(b)
-		default:
-			s.stop(b, 0)
-		}
-	case Starting, Preparing:
-		b.doomed = true
-	}
-}
-
-// stop asks to end a replica.
-func (s *Service) stop(b *backend, cut int) {
-	b.state, b.retryAt, b.counting = Stopping, time.Time{}, false
-	s.emit(Stop{Index: b.index, Cut: cut})
 }
 
 // fail ends a wake that led nowhere.

@@ -8,13 +8,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/health"
-	"sluice/conntrack"
-	"sluice/nft"
 	"sluice/podman"
 	"sluice/policy"
 )
@@ -170,114 +166,6 @@ func (c *Control) start(s *service, spec podman.Spec, limit time.Duration, name 
 		}
 		c.step(s, now, policy.Started{Index: index, Err: err, Permanent: errors.Is(err, podman.ErrImage) || errors.Is(err, podman.ErrSpec)})
 	})
-}
-
-// pause freezes a replica. The alarm is set before, so that nothing that is
-// sent to it goes unnoticed.
-func (c *Control) pause(s *service, r *replica, names []conntrack.Backend) {
-	c.watchFor(names)
-	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
-	defer cancel()
-	err := c.opt.Replicas.Pause(ctx, r.name)
-	c.box.post(func(now time.Time) { c.step(s, now, policy.Paused{Index: r.index, Err: err}) })
-}
-
-func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
-	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
-	defer cancel()
-	err := c.opt.Replicas.Unpause(ctx, r.name)
-	c.unwatch(s.log, r.name, names)
-	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
-}
-
-// watchFor has an alarm raised for the next new flow to a backend, by
-// conntrack, and for data on flows that are open, by a rule that logs them.
-func (c *Control) watchFor(names []conntrack.Backend) {
-	asleep := map[nft.Endpoint]bool{}
-	for _, b := range names {
-		c.opt.Flows.Arm(b)
-		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = true
-	}
-	if err := c.opt.Table.Asleep(asleep); err != nil {
-		c.log.Warn().Err(err).Msg("data on open flows will not wake a paused backend")
-	}
-}
-
-// unwatch takes the alarms of a backend back.
-func (c *Control) unwatch(log zerolog.Logger, name string, names []conntrack.Backend) {
-	asleep := map[nft.Endpoint]bool{}
-	for _, b := range names {
-		c.opt.Flows.Disarm(b)
-		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = false
-	}
-	if err := c.opt.Table.Asleep(asleep); err != nil {
-		log.Warn().Err(err).Str("backend", name).Msg("packets to the backend are still logged")
-	}
-}
-
-const pauseTimeout = 10 * time.Second
-
-// backends are the names under which conntrack counts a replica's flows. It
-// knows a service at every local address by each of them.
-func (c *Control) backends(s *service, r *replica) []conntrack.Backend {
-	names := make([]conntrack.Backend, 0, len(s.endpoints))
-	for _, ep := range s.endpoints {
-		a := r.at(ep.Addr)
-		if !a.IsValid() {
-			continue
-		}
-		if !ep.Addr.IsUnspecified() {
-			names = append(names, conntrack.Backend{
-				Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: a, Proto: ep.Proto,
-			})
-			continue
-		}
-		for _, l := range c.locals() {
-			if l.Is4() == ep.Addr.Is4() {
-				names = append(names, conntrack.Backend{
-					Service: netip.AddrPortFrom(l, ep.Port), Backend: a, Proto: ep.Proto,
-				})
-			}
-		}
-	}
-	return names
-}
-
-// locals are the addresses of this host as of a moment ago.
-func (c *Control) locals() []netip.Addr {
-	if now := time.Now(); now.Sub(c.hostAt) > localsEvery {
-		c.host, c.hostAt = locals(), now
-	}
-	return c.host
-}
-
-const localsEvery = 2 * time.Second
-
-// target is one address of a backend.
-type target struct {
-	addr  netip.AddrPort
-	proto uint8
-}
-
-func targets(names []conntrack.Backend) (list []target) {
-	for _, b := range names {
-		if t := (target{b.Backend, b.Proto}); !slices.Contains(list, t) {
-			list = append(list, t)
-		}
-	}
-	return list
-}
-
-// live counts the flows of a backend by dumps.
-func (c *Control) live(names []conntrack.Backend) (total int, err error) {
-	for _, t := range targets(names) {
-		n, err := c.opt.Flows.Live(t.addr, t.proto)
-		if err != nil {
-			return 0, err
-		}
-		total += n
-	}
-	return total, nil
 }
 
 // callTimeout bounds a start: it may have to pull an image first.

@@ -2,8 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -205,29 +203,6 @@ func (c *Control) Zero(b conntrack.Backend) {
 	})
 }
 
-// Alarm takes the news that something was sent to a backend that is paused.
-func (c *Control) Alarm(backend netip.AddrPort) {
-	c.box.post(func(now time.Time) {
-		for s := range c.paused {
-			if r := s.byAddr(backend); r != nil {
-				c.step(s, now, policy.Alarm{Index: r.index})
-				return
-			}
-		}
-	})
-}
-
-// AlarmAll takes the news that alarms were lost: anyone may have been called.
-func (c *Control) AlarmAll() {
-	c.box.post(func(now time.Time) {
-		for s := range c.paused {
-			for _, b := range s.policy.View().Backends {
-				c.step(s, now, policy.Alarm{Index: b.Index})
-			}
-		}
-	})
-}
-
 // quiet lets a service look at its load at once when a backend has become
 // free, rather than at the next tick.
 func (c *Control) quiet(s *service, now time.Time, r *replica) {
@@ -319,44 +294,6 @@ func (c *Control) ticks(now time.Time) {
 	}
 }
 
-// loads tells every service that is not asleep what it carries. A sleeping
-// one costs nothing here, nor does one that has nothing to scale.
-func (c *Control) loads(now time.Time) {
-	for _, s := range c.services {
-		if phase := s.policy.Phase(); phase != policy.Cold && (s.cfg.Container != nil || phase != policy.Warm) {
-			c.step(s, now, c.load(s))
-		}
-	}
-}
-
-// correct lets a dump put the counts right: every syncEvery, and for services
-// whose idleness is told by bytes four times in the time that makes one idle,
-// since the bytes of live flows are known by dumps alone.
-func (c *Control) correct(now time.Time) {
-	every := time.Duration(0)
-	for _, s := range c.services {
-		if s.policy.Phase() == policy.Cold {
-			continue
-		}
-		need := syncEvery
-		if s.cfg.Scale.IdleCounts == config.IdleBytes {
-			need = min(max(s.cfg.Scale.Idle/4, loadEvery), syncEvery)
-		}
-		if every == 0 || need < every {
-			every = need
-		}
-	}
-	if every == 0 || now.Sub(c.synced) < every {
-		return
-	}
-	c.synced = now
-	c.work.Go(func() {
-		if err := c.opt.Flows.Sync(c.ctx); err != nil && c.ctx.Err() == nil {
-			c.log.Warn().Err(err).Msg("flows not dumped")
-		}
-	})
-}
-
 // close ends what Run has opened. Containers, table and flows stay.
 func (c *Control) close() {
 	for _, l := range c.listeners {
@@ -419,55 +356,5 @@ func (c *Control) shutdown(grace time.Duration) {
 				m(time.Now())
 			}
 		}
-	}
-}
-
-// ErrUnknown says that a service is not configured.
-var ErrUnknown = errors.New("no such service")
-
-// Drain orders to drain the named backend of a service, or with "" all of them.
-func (c *Control) Drain(ctx context.Context, name, backend string) error {
-	return c.order(ctx, name, func(s *service) (policy.Event, error) {
-		if backend == "" {
-			return policy.Drain{}, nil
-		}
-		i, ok := s.index(backend)
-		if !ok {
-			return nil, fmt.Errorf("service %s: no backend %q: 'sluice status %s' lists them", name, backend, name)
-		}
-		return policy.Drain{Index: i}, nil
-	})
-}
-
-// Do gives an order to a service.
-func (c *Control) Do(ctx context.Context, name string, ev policy.Event) error {
-	return c.order(ctx, name, func(*service) (policy.Event, error) { return ev, nil })
-}
-
-// order steps the named service with the event that f makes in the owner.
-func (c *Control) order(ctx context.Context, name string, f func(*service) (policy.Event, error)) error {
-	answer := make(chan error, 1)
-	c.box.post(func(now time.Time) {
-		s := c.services[name]
-		if s == nil {
-			answer <- fmt.Errorf("%w: %q", ErrUnknown, name)
-			return
-		}
-		ev, err := f(s)
-		if err == nil {
-			err = s.allows(ev)
-		}
-		if err != nil {
-			answer <- err
-			return
-		}
-		c.step(s, now, ev)
-		answer <- nil
-	})
-	select {
-	case err := <-answer:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -221,49 +220,6 @@ func (s *service) carrying() (n int) {
 	return n
 }
 
-// load sums up what the service carries: what the kernel tracks and what the
-// daemon relays.
-func (c *Control) load(s *service) policy.Load {
-	l := policy.Load{Known: true, Flows: map[int]int{}}
-	for _, r := range s.replicas {
-		l.Flows[r.index] = r.carries
-		if !r.known() {
-			continue
-		}
-		var begun uint64
-		var moved uint64
-		for _, b := range c.backends(s, r) {
-			n, known := c.opt.Flows.Count(b)
-			l.Known = l.Known && known
-			l.Flows[r.index] += n.Live
-			begun += n.New
-			moved += n.Bytes
-		}
-		if moved > r.moved {
-			s.counts.bytes += moved - r.moved
-		}
-		r.moved = moved
-		if begun > r.begun { // less after the counts were made anew
-			s.counts.tracked += begun - r.begun
-		}
-		r.begun = begun
-	}
-	l.New = s.counts.tracked + s.counts.relayed
-	l.Bytes = s.counts.bytes
-	for _, w := range s.listeners {
-		if w.ln == nil {
-			continue
-		}
-		n, err := w.ln.Queued()
-		if err != nil {
-			s.log.Debug().Err(err).Msg("accept queue not read")
-			continue
-		}
-		l.Queued += n
-	}
-	return l
-}
-
 // table says which slots the backends fill, on every address of the service.
 func (c *Control) table(s *service, shares []policy.Share) change {
 	leaves := !s.mappedAny // what an earlier run has put there is not known by index
@@ -363,15 +319,4 @@ func (s *service) kernel(slots []netip.AddrPort) *nft.Service {
 		k.Balance = nft.FlowHash
 	}
 	return k
-}
-
-// allows refuses orders that make no sense, in words for a person.
-func (s *service) allows(ev policy.Event) error {
-	switch ev := ev.(type) {
-	case policy.Scale:
-		if ev.N < 0 || ev.N > s.cfg.Scale.Max {
-			return fmt.Errorf("service %s: cannot scale to %d: scale.max is %d", s.name, ev.N, s.cfg.Scale.Max)
-		}
-	}
-	return nil
 }

@@ -1,0 +1,155 @@
+package control
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"sluice/cmd/internal/config"
+	"sluice/conntrack"
+	"sluice/policy"
+)
+
+// loads tells every service that is not asleep what it carries. A sleeping
+// one costs nothing here, nor does one that has nothing to scale.
+func (c *Control) loads(now time.Time) {
+	for _, s := range c.services {
+		if phase := s.policy.Phase(); phase != policy.Cold && (s.cfg.Container != nil || phase != policy.Warm) {
+			c.step(s, now, c.load(s))
+		}
+	}
+}
+
+// correct lets a dump put the counts right: every syncEvery, and for services
+// whose idleness is told by bytes four times in the time that makes one idle,
+// since the bytes of live flows are known by dumps alone.
+func (c *Control) correct(now time.Time) {
+	every := time.Duration(0)
+	for _, s := range c.services {
+		if s.policy.Phase() == policy.Cold {
+			continue
+		}
+		need := syncEvery
+		if s.cfg.Scale.IdleCounts == config.IdleBytes {
+			need = min(max(s.cfg.Scale.Idle/4, loadEvery), syncEvery)
+		}
+		if every == 0 || need < every {
+			every = need
+		}
+	}
+	if every == 0 || now.Sub(c.synced) < every {
+		return
+	}
+	c.synced = now
+	c.work.Go(func() {
+		if err := c.opt.Flows.Sync(c.ctx); err != nil && c.ctx.Err() == nil {
+			c.log.Warn().Err(err).Msg("flows not dumped")
+		}
+	})
+}
+
+// load sums up what the service carries: what the kernel tracks and what the
+// daemon relays.
+func (c *Control) load(s *service) policy.Load {
+	l := policy.Load{Known: true, Flows: map[int]int{}}
+	for _, r := range s.replicas {
+		l.Flows[r.index] = r.carries
+		if !r.known() {
+			continue
+		}
+		var begun uint64
+		var moved uint64
+		for _, b := range c.backends(s, r) {
+			n, known := c.opt.Flows.Count(b)
+			l.Known = l.Known && known
+			l.Flows[r.index] += n.Live
+			begun += n.New
+			moved += n.Bytes
+		}
+		if moved > r.moved {
+			s.counts.bytes += moved - r.moved
+		}
+		r.moved = moved
+		if begun > r.begun { // less after the counts were made anew
+			s.counts.tracked += begun - r.begun
+		}
+		r.begun = begun
+	}
+	l.New = s.counts.tracked + s.counts.relayed
+	l.Bytes = s.counts.bytes
+	for _, w := range s.listeners {
+		if w.ln == nil {
+			continue
+		}
+		n, err := w.ln.Queued()
+		if err != nil {
+			s.log.Debug().Err(err).Msg("accept queue not read")
+			continue
+		}
+		l.Queued += n
+	}
+	return l
+}
+
+// backends are the names under which conntrack counts a replica's flows. It
+// knows a service at every local address by each of them.
+func (c *Control) backends(s *service, r *replica) []conntrack.Backend {
+	names := make([]conntrack.Backend, 0, len(s.endpoints))
+	for _, ep := range s.endpoints {
+		a := r.at(ep.Addr)
+		if !a.IsValid() {
+			continue
+		}
+		if !ep.Addr.IsUnspecified() {
+			names = append(names, conntrack.Backend{
+				Service: netip.AddrPortFrom(ep.Addr, ep.Port), Backend: a, Proto: ep.Proto,
+			})
+			continue
+		}
+		for _, l := range c.locals() {
+			if l.Is4() == ep.Addr.Is4() {
+				names = append(names, conntrack.Backend{
+					Service: netip.AddrPortFrom(l, ep.Port), Backend: a, Proto: ep.Proto,
+				})
+			}
+		}
+	}
+	return names
+}
+
+// locals are the addresses of this host as of a moment ago.
+func (c *Control) locals() []netip.Addr {
+	if now := time.Now(); now.Sub(c.hostAt) > localsEvery {
+		c.host, c.hostAt = locals(), now
+	}
+	return c.host
+}
+
+const localsEvery = 2 * time.Second
+
+// target is one address of a backend.
+type target struct {
+	addr  netip.AddrPort
+	proto uint8
+}
+
+func targets(names []conntrack.Backend) (list []target) {
+	for _, b := range names {
+		if t := (target{b.Backend, b.Proto}); !slices.Contains(list, t) {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// live counts the flows of a backend by dumps.
+func (c *Control) live(names []conntrack.Backend) (total int, err error) {
+	for _, t := range targets(names) {
+		n, err := c.opt.Flows.Live(t.addr, t.proto)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}

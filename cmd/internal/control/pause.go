@@ -1,0 +1,81 @@
+package control
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"sluice/conntrack"
+	"sluice/nft"
+	"sluice/policy"
+)
+
+// pause freezes a replica. The alarm is set before, so that nothing that is
+// sent to it goes unnoticed.
+func (c *Control) pause(s *service, r *replica, names []conntrack.Backend) {
+	c.watchFor(names)
+	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
+	defer cancel()
+	err := c.opt.Replicas.Pause(ctx, r.name)
+	c.box.post(func(now time.Time) { c.step(s, now, policy.Paused{Index: r.index, Err: err}) })
+}
+
+func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
+	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
+	defer cancel()
+	err := c.opt.Replicas.Unpause(ctx, r.name)
+	c.unwatch(s.log, r.name, names)
+	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
+}
+
+// watchFor has an alarm raised for the next new flow to a backend, by
+// conntrack, and for data on flows that are open, by a rule that logs them.
+func (c *Control) watchFor(names []conntrack.Backend) {
+	asleep := map[nft.Endpoint]bool{}
+	for _, b := range names {
+		c.opt.Flows.Arm(b)
+		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = true
+	}
+	if err := c.opt.Table.Asleep(asleep); err != nil {
+		c.log.Warn().Err(err).Msg("data on open flows will not wake a paused backend")
+	}
+}
+
+// unwatch takes the alarms of a backend back.
+func (c *Control) unwatch(log zerolog.Logger, name string, names []conntrack.Backend) {
+	asleep := map[nft.Endpoint]bool{}
+	for _, b := range names {
+		c.opt.Flows.Disarm(b)
+		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = false
+	}
+	if err := c.opt.Table.Asleep(asleep); err != nil {
+		log.Warn().Err(err).Str("backend", name).Msg("packets to the backend are still logged")
+	}
+}
+
+const pauseTimeout = 10 * time.Second
+
+// Alarm takes the news that something was sent to a backend that is paused.
+func (c *Control) Alarm(backend netip.AddrPort) {
+	c.box.post(func(now time.Time) {
+		for s := range c.paused {
+			if r := s.byAddr(backend); r != nil {
+				c.step(s, now, policy.Alarm{Index: r.index})
+				return
+			}
+		}
+	})
+}
+
+// AlarmAll takes the news that alarms were lost: anyone may have been called.
+func (c *Control) AlarmAll() {
+	c.box.post(func(now time.Time) {
+		for s := range c.paused {
+			for _, b := range s.policy.View().Backends {
+				c.step(s, now, policy.Alarm{Index: b.Index})
+			}
+		}
+	})
+}
