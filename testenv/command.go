@@ -38,10 +38,67 @@ func (ns *NS) RunInput(t TB, input, name string, args ...string) string {
 	return out
 }
 
-// IP runs ip(8) commands, one per line and without the leading "ip".
+// IP runs ip(8) commands, one per line and without the leading "ip". When it
+// returns, IPv6 addresses without duplicate address detection receive.
 func (ns *NS) IP(t TB, lines ...string) {
 	t.Helper()
-	ns.RunInput(t, strings.Join(lines, "\n")+"\n", "ip", "-batch", "-")
+	text := strings.Join(lines, "\n") + "\n"
+	ns.RunInput(t, text, "ip", "-batch", "-")
+	if strings.Contains(text, " nodad") {
+		Eventually(t, 20*time.Second, func() (bool, string) {
+			missing, err := ns.unrouted()
+			if err != nil {
+				t.Fatalf("in %s: %v", ns.Name, err)
+			}
+			return len(missing) == 0, fmt.Sprintf("in %s no local route to %s", ns.Name, missing)
+		})
+	}
+}
+
+// unrouted returns the IPv6 addresses, in hexadecimal digits, that the namespace
+// has but does not receive at yet. The kernel puts the local route in later, from
+// a work queue that shares a lock with all namespaces; until then a packet to an
+// address on lo is answered with "no route".
+func (ns *NS) unrouted() (missing []string, err error) {
+	var addrs, routes []byte
+	err = ns.Do(func() (err error) {
+		if addrs, err = os.ReadFile("/proc/thread-self/net/if_inet6"); err == nil {
+			routes, err = os.ReadFile("/proc/thread-self/net/ipv6_route")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	local := map[string]bool{}
+	for line := range strings.Lines(string(routes)) {
+		// Destination, its length, source, its length, next hop, metric,
+		// references, uses, flags, device: all hexadecimal but the last.
+		w := strings.Fields(line)
+		if len(w) != 10 {
+			return nil, fmt.Errorf("route %q", line)
+		}
+		flags, err := strconv.ParseUint(w[8], 16, 32)
+		if err != nil {
+			return nil, fmt.Errorf("route %q: %w", line, err)
+		}
+		local[w[0]] = local[w[0]] || w[1] == "80" && flags&unix.RTF_LOCAL != 0
+	}
+	for line := range strings.Lines(string(addrs)) {
+		// Address, device's index, prefix length, scope, flags, device.
+		w := strings.Fields(line)
+		if len(w) != 6 {
+			return nil, fmt.Errorf("address %q", line)
+		}
+		flags, err := strconv.ParseUint(w[4], 16, 32)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", line, err)
+		}
+		if flags&unix.IFA_F_NODAD != 0 && !local[w[0]] {
+			missing = append(missing, w[0])
+		}
+	}
+	return missing, nil
 }
 
 // AddAddr puts an address in CIDR notation on dev, without duplicate address

@@ -141,3 +141,36 @@ func threadLink(t *testing.T) string {
 	}
 	return link
 }
+
+// An address that was added receives, also while the kernel is busy with the
+// links of other namespaces.
+func TestAddrReceives(t *testing.T) {
+	t.Parallel()
+	ns, busy := NewNS(t, "receives"), NewNS(t, "busy")
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			_, err := run(busy.Command(context.Background(), "ip", "-batch", "-"), "link add name a0 type veth peer name b0\nlink del a0\n")
+			if err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	for i := range 100 {
+		ns.AddAddr(t, fmt.Sprintf("2001:db8::%x/128", i+1), "")
+		if missing, err := ns.unrouted(); len(missing) != 0 || err != nil {
+			t.Errorf("not received at: %v, %v", missing, err)
+		}
+	}
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
