@@ -31,6 +31,7 @@ func cold(ctx context.Context, t testenv.TB, s *sandbox.Sandbox, r *report, roun
 	}
 	defer pod.Close()
 	b := bare{ctx, t, s, pod}
+	r.part("from the client's SYN to the first byte of the answer, and without: from Podman's call to a connection")
 
 	for _, kind := range []struct {
 		sleep, addr string
@@ -54,7 +55,7 @@ func cold(ctx context.Context, t testenv.TB, s *sandbox.Sandbox, r *report, roun
 			}
 			with, without, added = append(with, pair[0]), append(without, pair[1]), append(added, pair[0]-pair[1])
 		}
-		r.row(fmt.Sprintf("cold start, sleep = %q: added, median of %d pairs", kind.sleep, rounds),
+		r.row(fmt.Sprintf("sleep = %q: added, median of %d pairs", kind.sleep, rounds),
 			msec(median(with)), msec(median(without)), msec(median(added)), "< 5 ms")
 		r.row("  the same, best of all", msec(slices.Min(with)), msec(slices.Min(without)), msec(slices.Min(with)-slices.Min(without)), "")
 	}
@@ -68,6 +69,14 @@ func settle(ctx context.Context, t testenv.TB) {
 	case <-time.After(300 * time.Millisecond):
 	case <-ctx.Done():
 		t.Fatalf("interrupted")
+	}
+}
+
+// rest lets pass what goes on after a start.
+func rest(ctx context.Context, t testenv.TB) {
+	t.Helper()
+	for range 10 {
+		settle(ctx, t)
 	}
 }
 

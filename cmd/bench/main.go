@@ -1,7 +1,8 @@
 // Bench measures sluice on this machine: what it adds to a container's own
-// start, what a connection through its map costs, how long a change of the map
-// takes and how much memory the daemon needs. Each figure is set beside the
-// same thing done without sluice in the same run; nothing is asserted. It needs
+// start, what a connection through its map costs, one that was handed over, and
+// one among many services, how long a change of the map takes, and what time and
+// memory the daemon needs. Each figure is set beside the same thing done without
+// sluice, or in the usual way, in the same run; nothing is asserted. It needs
 // root.
 package main
 
@@ -9,6 +10,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,14 +19,20 @@ import (
 	"sluice/testenv"
 )
 
+// plan says how much is measured.
+type plan struct{ rounds, pairs, services, starts int }
+
 func main() {
 	program := flag.String("sluice", "bin/sluice", "`path` of the program to measure")
-	rounds := flag.Int("rounds", 20, "cold starts of each kind")
+	var p plan
+	flag.IntVar(&p.rounds, "rounds", 20, "cold starts of each kind")
+	flag.IntVar(&p.pairs, "pairs", 31, "measurements of each rate; of some a part of it")
+	flag.IntVar(&p.services, "services", 10_000, "how many services are many, 100 to 50000")
+	flag.IntVar(&p.starts, "starts", 3, "starts of the daemon with many services of each kind")
 	flag.Parse()
+	p.rounds, p.pairs, p.services, p.starts = max(p.rounds, 1), max(p.pairs, 1), min(max(p.services, 100), 50_000), max(p.starts, 1)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := testenv.Program("bench", os.Stderr, func(t testenv.TB) {
-		bench(ctx, t, *program, max(*rounds, 1))
-	})
+	err := testenv.Program("bench", os.Stderr, func(t testenv.TB) { bench(ctx, t, *program, p) })
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
@@ -33,11 +41,13 @@ func main() {
 }
 
 const (
-	stopAddr, prepAddr, warmAddr = "192.0.2.10", "192.0.2.11", "192.0.2.12"
-	httpPort                     = ":80"
+	stopAddr, prepAddr, warmAddr, handedAddr = "192.0.2.10", "192.0.2.11", "192.0.2.12", "192.0.2.13"
+
+	httpPort = ":80"
 )
 
-// services are one for each sleep and one that stays awake.
+// services are one for each sleep, one that stays awake, and one whose wakes are
+// counted.
 func services() string {
 	one := func(name, addr, scale string) string {
 		return fmt.Sprintf(`[service.%[1]s]
@@ -54,26 +64,30 @@ max = 1
 	}
 	return one("stop", stopAddr, "idle = \"50ms\"\nsleep = \"stop\"") +
 		one("prepared", prepAddr, "idle = \"50ms\"\nsleep = \"prepared\"") +
-		one("warm", warmAddr, "min = 1")
+		one("warm", warmAddr, "min = 1") +
+		one("handed", handedAddr, "idle = \"50ms\"")
 }
 
-func bench(ctx context.Context, t testenv.TB, program string, rounds int) {
-	s := sandbox.New(t, program, stopAddr, prepAddr, warmAddr)
+func bench(ctx context.Context, t testenv.TB, program string, p plan) {
+	s := sandbox.New(t, program, stopAddr, prepAddr, warmAddr, handedAddr)
 	r := newReport(os.Stdout)
 	r.title(s.Sluice(ctx, t, "version"))
 
 	s.Configure(t, services())
 	d := s.Start(ctx, t)
-	s.Until(ctx, t, "warm", "its replica", ready)
+	warm := s.Until(ctx, t, "warm", "its replica", ready)
 	s.Until(ctx, t, "prepared", "a prepared replica", prepared)
-	for range 10 {
-		settle(ctx, t)
-	}
+	rest(ctx, t)
 	idle := d.Memory(t)
+	container := netip.MustParseAddrPort(warm.Backends[0].Address)
 
-	cold(ctx, t, s, r, rounds)
-	steady(ctx, t, s, r)
+	cold(ctx, t, s, r, p.rounds)
+	steady(ctx, t, s, r, container, p.pairs)
+	handed(ctx, t, s, r, 3, (p.pairs+2)/3)
 	d.Stop(t)
-	table(t, r)
-	r.row("daemon with nothing to do, resident memory", "", "", fmt.Sprintf("%.1f MiB", float64(idle)/(1<<20)), "< 40 MiB")
+	crowd(ctx, t, s, r, container, []int{10, max(p.services/10, 11), p.services}, p.pairs/2|1)
+	table(t, r, p.services)
+	r.part("the daemon")
+	r.row("resident memory with nothing to do", "", "", mebi(idle), "< 40 MiB")
+	fleet(ctx, t, s, r, p.services, p.starts)
 }

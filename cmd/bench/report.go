@@ -34,6 +34,11 @@ func (r *report) row(what, with, without, figure, goal string) {
 	fmt.Fprintf(r.w, "%-56s %12s %12s %12s   %s\n", what, with, without, figure, goal)
 }
 
+// part begins a part of the table.
+func (r *report) part(what string) { fmt.Fprintf(r.w, "\n%s\n", what) }
+
+func mebi(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
+
 func msec(d time.Duration) string {
 	return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
 }

@@ -23,6 +23,8 @@ type Sandbox struct {
 	*testenv.Lab
 	Podman *testenv.Podman
 
+	LogLevel string // for Configure; New sets "debug"
+
 	dir, program string
 	admin        *admin.Client
 }
@@ -54,7 +56,7 @@ func New(t testenv.TB, program string, addrs ...string) *Sandbox {
 	for _, a := range addrs {
 		lab.Host.AddAddr(t, a+"/32", "lo")
 	}
-	s := &Sandbox{Lab: lab, Podman: testenv.NewPodman(t, lab.Host), dir: dir, program: program}
+	s := &Sandbox{Lab: lab, Podman: testenv.NewPodman(t, lab.Host), LogLevel: "debug", dir: dir, program: program}
 	s.admin = admin.Dial(s.socket())
 	return s
 }
@@ -68,8 +70,8 @@ const metrics = "127.0.0.1:9464"
 // Configure writes the configuration: the daemon's part, then services.
 func (s *Sandbox) Configure(t testenv.TB, services string) {
 	t.Helper()
-	text := fmt.Sprintf("[daemon]\npodman = %q\nadmin = %q\nmetrics = %q\nlog_level = \"debug\"\nlog_format = \"json\"\n\n%s",
-		s.Podman.URI(), s.socket(), metrics, services)
+	text := fmt.Sprintf("[daemon]\npodman = %q\nadmin = %q\nmetrics = %q\nlog_level = %q\nlog_format = \"json\"\n\n%s",
+		s.Podman.URI(), s.socket(), metrics, s.LogLevel, services)
 	if err := os.WriteFile(s.config(), []byte(text), 0o600); err != nil {
 		t.Fatalf("write configuration: %v", err)
 	}
