@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/jsimonetti/rtnetlink/v2"
 	"github.com/mdlayher/netlink"
@@ -17,14 +18,19 @@ import (
 // 43 s were seen) connects to the newcomer hang.
 //
 // The socket stays in the network namespace it was opened in.
-type neighbours struct{ conn *rtnetlink.Conn }
+type neighbours struct {
+	conn *rtnetlink.Conn
+
+	mu     sync.Mutex
+	pinned map[uint32]string // hardware addresses by link
+}
 
 func openNeighbours() (*neighbours, error) {
 	conn, err := rtnetlink.Dial(nil)
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
-	return &neighbours{conn: conn}, nil
+	return &neighbours{conn: conn, pinned: map[uint32]string{}}, nil
 }
 
 func (n *neighbours) close() error { return n.conn.Close() }
@@ -37,6 +43,9 @@ func (n *neighbours) set(addr netip.Addr, mac net.HardwareAddr) error {
 	link, err := n.link(addr)
 	if err != nil {
 		return err
+	}
+	if err := n.pin(link); err != nil {
+		return fmt.Errorf("keep the bridge's hardware address: %w", err)
 	}
 	msg := &rtnetlink.NeighMessage{
 		Family: family(addr),
@@ -59,6 +68,36 @@ func (n *neighbours) set(addr netip.Addr, mac net.HardwareAddr) error {
 	_, err = n.conn.Execute(msg, unix.RTM_NEWNEIGH,
 		netlink.Request|netlink.Acknowledge|netlink.Create|netlink.Replace)
 	return err
+}
+
+// pin gives a bridge the hardware address that it has. Until somebody does, a
+// bridge has the lowest of its ports', which changes when a container with a
+// lower one starts or the one with the lowest ends. The other containers then
+// send their answers to an address that nobody has any more, for as long as
+// their entry of the gateway lasts: 40 s and more.
+func (n *neighbours) pin(link uint32) error {
+	l, err := n.conn.Link.Get(link)
+	if err != nil {
+		return err
+	}
+	a := l.Attributes
+	if a == nil || a.Info == nil || a.Info.Kind != "bridge" {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pinned[link] == a.Address.String() {
+		return nil
+	}
+	_, err = n.conn.Execute(&rtnetlink.LinkMessage{
+		Family: unix.AF_UNSPEC, Index: link,
+		Attributes: &rtnetlink.LinkAttributes{Address: a.Address},
+	}, unix.RTM_NEWLINK, netlink.Request|netlink.Acknowledge)
+	if err != nil {
+		return err
+	}
+	n.pinned[link] = a.Address.String()
+	return nil
 }
 
 // link is the index of the interface that addr is a direct neighbour on.

@@ -63,3 +63,49 @@ func TestNeighbour(t *testing.T) {
 		}
 	}
 }
+
+// TestBridgeAddress: a container that talks to the host goes on to do so when
+// a port with a lower hardware address joins the bridge. Left alone, the bridge
+// would take that address, and drop what is sent to its old one.
+func TestBridgeAddress(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	ctx := bounded(t)
+	h.pod.CLI(t, "network", "create", "--subnet", "10.89.79.0/24", "pinned")
+	spec := podman.Spec{Service: "p", Image: testenv.Image, Port: 8080, Network: "pinned", Pull: "never"}
+	var replicas []podman.Replica
+	for i := 1; i <= 2; i++ { // one of them is not on the port that the address is of
+		_, err := h.c.Create(ctx, spec, i)
+		ok(t, err)
+		replicas = append(replicas, made(t, "start")(h.c.Start(ctx, podman.Name("p", i))))
+	}
+	n, err := h.c.Network(ctx, "pinned")
+	ok(t, err)
+	ask := func(when string) {
+		t.Helper()
+		for _, r := range replicas {
+			brief, cancel := context.WithTimeout(ctx, 4*time.Second)
+			if status, err := h.get(brief, r); err != nil || !strings.HasPrefix(status, "200") {
+				t.Errorf("%s, %s: %q, %v", r.Name, when, status, err)
+			}
+			cancel()
+		}
+	}
+	ask("before")
+	address := func() string {
+		f := strings.Fields(h.ns.Run(t, "ip", "-o", "link", "show", "dev", n.Bridge))
+		for i := range f {
+			if f[i] == "link/ether" {
+				return f[i+1]
+			}
+		}
+		return ""
+	}
+	before := address()
+	h.ns.IP(t, "link add low0 address 02:00:00:00:00:01 type veth peer name low1 address 02:00:00:00:00:02",
+		"link set low0 master "+n.Bridge, "link set low0 up", "link set low1 up")
+	if after := address(); before == "" || after != before {
+		t.Errorf("the bridge had %q, now %q", before, after)
+	}
+	ask("after")
+}
