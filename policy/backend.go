@@ -75,7 +75,11 @@ func (s *Service) View() View {
 		if b.state == Ready {
 			v.Ready++
 		}
-		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, b.share, s.outdated(b), b.err})
+		share := b.share
+		if b.mapSeq > s.acked {
+			share = 0 // not in the kernel yet
+		}
+		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, share, s.outdated(b), b.err})
 	}
 	return v
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -150,7 +151,7 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// untilReady waits until a service has n ready replicas.
+// untilReady waits until the kernel gives new flows of a service to n backends.
 func (d *proc) untilReady(t *testing.T, service string, n int) {
 	t.Helper()
 	testenv.Eventually(t, patient, func() (bool, string) {
@@ -158,7 +159,13 @@ func (d *proc) untilReady(t *testing.T, service string, n int) {
 		if err != nil {
 			return false, err.Error()
 		}
-		return st.Services[0].Ready == n, "waiting for " + service
+		serving := 0
+		for _, b := range st.Services[0].Backends {
+			if b.Weight > 0 {
+				serving++
+			}
+		}
+		return serving == n, fmt.Sprintf("waiting for %s: %+v", service, st.Services[0])
 	})
 }
 
