@@ -41,11 +41,11 @@ func (h *held) compare(a *segment) Reason {
 }
 
 // largest is the segment size that the sender of a SYN or SYN-ACK takes.
-func (a *segment) largest() uint16 {
+func (s *segment) largest() uint16 {
 	switch {
-	case a.opts.mss != 0:
-		return a.opts.mss
-	case a.src.Addr().Is4():
+	case s.opts.mss != 0:
+		return s.opts.mss
+	case s.src.Addr().Is4():
 		return minSegment4
 	default:
 		return minSegment6
