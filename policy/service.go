@@ -40,7 +40,6 @@ type Service struct {
 	backends []*backend // by index
 	list     []Member
 	held     []uint64 // connections, oldest first
-	queued   int      // as last known
 	known    bool     // the last Load was
 	want     int
 	mode     AcceptMode
@@ -76,10 +75,13 @@ func New(spec Spec) *Service {
 	return &Service{spec: spec, mode: modeUnset, fresh: true}
 }
 
-// Step takes an event and answers what is to be done, in this order. now must
-// not go backwards. The slice is valid until the next Step.
+// Step takes an event and answers what is to be done, in this order. A now
+// that lies before that of an earlier step counts as that one: for a service
+// time does not go back. The slice is valid until the next Step.
 func (s *Service) Step(now time.Time, ev Event) []Action {
-	s.now = now
+	if now.After(s.now) {
+		s.now = now
+	}
 	s.out = s.out[:0]
 	s.take(ev)
 	s.settle()
@@ -115,14 +117,13 @@ func (s *Service) take(ev Event) {
 			s.mode = modeUnset // used up, on one of the listeners
 		}
 		s.held = append(s.held, ev.Conn)
-		s.queued = ev.Queued
 		s.busyAt = s.now
 		s.sleep = false
 		if s.manual == 0 {
 			s.manualT = time.Time{}
 		}
 		if !s.routable() {
-			s.scaler.observe(s.now, len(s.held), s.queued, s.scaler.total)
+			s.scaler.observe(s.now, len(s.held), ev.Queued, s.scaler.total)
 		}
 	case Prepared:
 		if b := s.backend(ev.Index); b != nil && b.state == Preparing {
@@ -205,7 +206,7 @@ func (s *Service) adopt(rs []Replica) {
 		switch {
 		case r.Running && r.Mapped:
 			b.state, b.readyAt, b.startAt = Ready, r.Started, r.Started
-			if b.readyAt.IsZero() {
+			if b.readyAt.IsZero() || b.readyAt.After(s.now) { // by another clock
 				b.readyAt = s.now
 			}
 			s.emit(Probe{Index: b.index, Assume: true})
@@ -330,7 +331,7 @@ func (s *Service) died(b *backend, detail string) {
 }
 
 func (s *Service) load(l Load) {
-	s.known, s.queued = l.Known, l.Queued
+	s.known = l.Known
 	if !l.Known {
 		s.busyAt = s.now
 		return

@@ -376,8 +376,7 @@ func (s *Service) Deadline() time.Time {
 				continue
 			}
 			due(s.busyAt.Add(s.spec.Idle))
-			if at := b.readyAt.Add(s.spec.SlowStart); s.now.Before(at) {
-				step := s.spec.SlowStart / slowSteps
+			if step := s.spec.SlowStart / slowSteps; step > 0 && s.now.Before(b.readyAt.Add(s.spec.SlowStart)) {
 				due(b.readyAt.Add((s.now.Sub(b.readyAt)/step + 1) * step))
 			}
 		case DrainingFlows:
