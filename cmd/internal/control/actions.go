@@ -111,16 +111,11 @@ func (c *Control) hold(s *service, now time.Time, h held) {
 	if s.wake.accepted.IsZero() {
 		s.wake.accepted = h.at
 	}
-	queued := 0
-	for _, l := range s.listeners {
-		if l.ln == nil {
-			continue
-		}
-		if n, err := l.ln.Queued(); err == nil {
-			queued += n
-		}
+	phase, queued := s.policy.Phase(), 0
+	if phase != policy.Warm { // then the queue is no load that nobody serves
+		queued = s.queued()
 	}
-	if s.policy.Phase() != policy.Warm && s.policy.Phase() != policy.Failed {
+	if phase != policy.Warm && phase != policy.Failed {
 		s.log.Debug().Int("held", len(s.held)).Int("queued", queued).Msg("connection held")
 	}
 	c.step(s, now, policy.Accepted{Conn: c.nextConn, Queued: queued})

@@ -55,7 +55,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 			c.retire(s, now)
 		}
 	}
-	var changed []*service
+	var added []*service
 	for _, sc := range cfg.Services {
 		s := c.services[sc.Name]
 		switch {
@@ -63,7 +63,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 			s = newService(sc, c.log)
 			c.services[s.name] = s
 			c.attach(s, sc, by)
-			changed = append(changed, s)
+			added = append(added, s)
 		case s.removed || !reflect.DeepEqual(s.cfg, sc):
 			c.attach(s, sc, by)
 			c.change(s, now, sc)
@@ -71,7 +71,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 	}
 	c.detach()
 	if c.adopted {
-		for _, s := range changed {
+		for _, s := range added {
 			c.begin(s, now, nil, nil)
 		}
 	}

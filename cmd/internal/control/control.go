@@ -186,7 +186,7 @@ func (c *Control) AcceptError(id uint64, err error) {
 // Zero takes the hint that a backend has lost its last flow.
 func (c *Control) Zero(b conntrack.Backend) {
 	c.box.post(func(now time.Time) {
-		ep := nft.Endpoint{Addr: b.Service.Addr(), Proto: b.Proto, Port: b.Service.Port()}
+		ep := key(b.Service, b.Proto)
 		s := c.endpoints[ep]
 		if s == nil {
 			ep.Addr = netip.IPv6Unspecified()
@@ -255,11 +255,13 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			}
 			clear(batch)
 			c.serve()
-		case now := <-load.C:
+		case <-load.C:
+			now := time.Now() // the tick may have waited
 			c.loads(now)
 			c.correct(now)
 			c.serve()
-		case now := <-level.C:
+		case <-level.C:
+			now := time.Now()
 			for s := range c.levelled {
 				c.step(s, now, c.load(s))
 			}

@@ -77,6 +77,12 @@ func (c *Control) load(s *service) policy.Load {
 	}
 	l.New = s.counts.tracked + s.counts.relayed
 	l.Bytes = s.counts.bytes
+	l.Queued = s.queued()
+	return l
+}
+
+// queued counts the completed connections that wait in the kernel.
+func (s *service) queued() (total int) {
 	for _, w := range s.listeners {
 		if w.ln == nil {
 			continue
@@ -86,9 +92,9 @@ func (c *Control) load(s *service) policy.Load {
 			s.log.Debug().Err(err).Msg("accept queue not read")
 			continue
 		}
-		l.Queued += n
+		total += n
 	}
-	return l
+	return total
 }
 
 // backends are the names under which conntrack counts a replica's flows. It

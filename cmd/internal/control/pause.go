@@ -30,13 +30,18 @@ func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
 	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
 }
 
+// key is an address and port as the table knows it.
+func key(a netip.AddrPort, proto uint8) nft.Endpoint {
+	return nft.Endpoint{Addr: a.Addr(), Proto: proto, Port: a.Port()}
+}
+
 // watchFor has an alarm raised for the next new flow to a backend, by
 // conntrack, and for data on flows that are open, by a rule that logs them.
 func (c *Control) watchFor(names []conntrack.Backend) {
 	asleep := map[nft.Endpoint]bool{}
 	for _, b := range names {
 		c.opt.Flows.Arm(b)
-		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = true
+		asleep[key(b.Backend, b.Proto)] = true
 	}
 	if err := c.opt.Table.Asleep(asleep); err != nil {
 		c.log.Warn().Err(err).Msg("data on open flows will not wake a paused backend")
@@ -48,7 +53,7 @@ func (c *Control) unwatch(log zerolog.Logger, name string, names []conntrack.Bac
 	asleep := map[nft.Endpoint]bool{}
 	for _, b := range names {
 		c.opt.Flows.Disarm(b)
-		asleep[nft.Endpoint{Addr: b.Backend.Addr(), Proto: b.Proto, Port: b.Backend.Port()}] = false
+		asleep[key(b.Backend, b.Proto)] = false
 	}
 	if err := c.opt.Table.Asleep(asleep); err != nil {
 		log.Warn().Err(err).Str("backend", name).Msg("packets to the backend are still logged")
