@@ -13,14 +13,45 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"sluice/cmd/internal/sandbox"
 	"sluice/testenv"
 )
 
-// plan says how much is measured.
-type plan struct{ rounds, pairs, services, starts int }
+// plan says what is measured, and how much.
+type plan struct {
+	rounds, pairs, services, starts int
+	only                            []string // parts; none: all
+}
+
+// parts are what can be measured alone. Those of scale are about many services.
+func parts() []string { return []string{"cold", "steady", "handed", "crowd", "table", "fleet"} }
+
+func scale() []string { return []string{"crowd", "table", "fleet"} }
+
+func (p plan) has(part ...string) bool {
+	return len(p.only) == 0 || slices.ContainsFunc(part, func(s string) bool {
+		return slices.Contains(p.only, s)
+	})
+}
+
+// choose reads the value of --only.
+func (p *plan) choose(words string) error {
+	for w := range strings.SplitSeq(words, ",") {
+		switch {
+		case w == "scale":
+			p.only = append(p.only, scale()...)
+		case slices.Contains(parts(), w):
+			p.only = append(p.only, w)
+		default:
+			return fmt.Errorf("no part %q: choose of scale, %s", w, strings.Join(parts(), ", "))
+		}
+	}
+	return nil
+}
 
 func main() {
 	program := flag.String("sluice", "bin/sluice", "`path` of the program to measure")
@@ -29,6 +60,7 @@ func main() {
 	flag.IntVar(&p.pairs, "pairs", 31, "measurements of each rate; of some a part of it")
 	flag.IntVar(&p.services, "services", 10_000, "how many services are many, 100 to 50000")
 	flag.IntVar(&p.starts, "starts", 3, "starts of the daemon with many services of each kind")
+	flag.Func("only", "`parts` to measure, as in crowd,table: "+strings.Join(parts(), ", ")+"; scale for "+strings.Join(scale(), ", "), p.choose)
 	flag.Parse()
 	p.rounds, p.pairs, p.services, p.starts = max(p.rounds, 1), max(p.pairs, 1), min(max(p.services, 100), 50_000), max(p.starts, 1)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -73,21 +105,39 @@ func bench(ctx context.Context, t testenv.TB, program string, p plan) {
 	r := newReport(os.Stdout)
 	r.title(s.Sluice(ctx, t, "version"))
 
+	if p.has("cold", "steady", "handed", "crowd") {
+		containers(ctx, t, s, r, p)
+	}
+	if p.has("table") {
+		table(t, r, p.services)
+	}
+	if p.has("fleet") {
+		fleet(ctx, t, s, r, p.services, p.starts)
+	}
+}
+
+// containers measures what needs a real one.
+func containers(ctx context.Context, t testenv.TB, s *sandbox.Sandbox, r *report, p plan) {
 	s.Configure(t, services())
 	d := s.Start(ctx, t)
 	warm := s.Until(ctx, t, "warm", "its replica", ready)
 	s.Until(ctx, t, "prepared", "a prepared replica", prepared)
 	rest(ctx, t)
-	idle := d.Memory(t)
+	r.part("the daemon")
+	r.row("resident memory with nothing to do", "", "", mebi(d.Memory(t)), "< 40 MiB")
 	container := netip.MustParseAddrPort(warm.Backends[0].Address)
 
-	cold(ctx, t, s, r, p.rounds)
-	steady(ctx, t, s, r, container, p.pairs)
-	handed(ctx, t, s, r, 3, (p.pairs+2)/3)
+	if p.has("cold") {
+		cold(ctx, t, s, r, p.rounds)
+	}
+	if p.has("steady") {
+		steady(ctx, t, s, r, container, p.pairs)
+	}
+	if p.has("handed") {
+		handed(ctx, t, s, r, 3, (p.pairs+2)/3)
+	}
 	d.Stop(t)
-	crowd(ctx, t, s, r, container, []int{10, max(p.services/10, 11), p.services}, p.pairs/2|1)
-	table(t, r, p.services)
-	r.part("the daemon")
-	r.row("resident memory with nothing to do", "", "", mebi(idle), "< 40 MiB")
-	fleet(ctx, t, s, r, p.services, p.starts)
+	if p.has("crowd") {
+		crowd(ctx, t, s, r, container, []int{10, max(p.services/10, 11), p.services}, p.pairs/2|1)
+	}
 }

@@ -64,10 +64,7 @@ func (n *node) at(path string) *node {
 
 // parse reads one file. The error, if any, has a line.
 func parse(file string, data []byte) (*node, error) {
-	// The decoder checks what the bare parser lets pass: keys that are
-	// defined twice, numbers and dates that are none.
-	var discard map[string]any
-	if err := toml.Unmarshal(data, &discard); err != nil {
+	if err := sound(data); err != nil {
 		return nil, syntaxError(file, err)
 	}
 
