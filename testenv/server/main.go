@@ -8,7 +8,10 @@
 //	RAW_ECHO_PORT     TCP echo that keeps a half-closed connection
 //	SPEAK_FIRST_PORT  TCP that greets before it reads, then echoes
 //	SCRIPT_PORT       TCP that converses by a script of the client's
+//	PROXY_PORT        the same as PORT, behind a PROXY header that must be there
 //	UDP_PORT          UDP that answers "name remote payload"
+//	DNS_PORT          a name server, UDP and TCP; see dns.go
+//	DIALOGUE_PORT     UDP with connections of its own, as QUIC has; see dialogue.go
 //	LISTEN_DELAY      duration before any port is opened
 //	READY_DELAY       duration from start during which /healthz is 503
 //	NEVER_LISTEN      any value: open no port, live on
@@ -33,11 +36,11 @@ import (
 )
 
 type config struct {
-	name                                       string
-	http, tls, ws, echo, greeting, script, udp string
-	listenDelay, readyDelay, exitAfter         time.Duration
-	exitCode                                   int
-	neverListen, ignoreTerm                    bool
+	name                                                             string
+	http, tls, ws, echo, greeting, script, proxy, udp, dns, dialogue string
+	listenDelay, readyDelay, exitAfter                               time.Duration
+	exitCode                                                         int
+	neverListen, ignoreTerm                                          bool
 }
 
 func main() {
@@ -82,7 +85,10 @@ func load(env func(string) string) (config, error) {
 		echo:        env("RAW_ECHO_PORT"),
 		greeting:    env("SPEAK_FIRST_PORT"),
 		script:      env("SCRIPT_PORT"),
+		proxy:       env("PROXY_PORT"),
 		udp:         env("UDP_PORT"),
+		dns:         env("DNS_PORT"),
+		dialogue:    env("DIALOGUE_PORT"),
 		neverListen: env("NEVER_LISTEN") != "",
 		ignoreTerm:  env("IGNORE_TERM") != "",
 	}
@@ -136,6 +142,8 @@ func serve(cfg config, start time.Time) error {
 		{cfg.echo, serveEcho},
 		{cfg.greeting, func(l net.Listener) error { return serveGreeting(l, cfg.name) }},
 		{cfg.script, serveScript},
+		{cfg.proxy, func(l net.Listener) error { return web.serve(demandHeader(l, cfg.proxy)) }},
+		{cfg.dns, func(l net.Listener) error { return serveDNS(l, cfg.name) }},
 	} {
 		if p.port == "" {
 			continue
@@ -146,12 +154,22 @@ func serve(cfg config, start time.Time) error {
 		}
 		go func() { errc <- p.serve(l) }()
 	}
-	if cfg.udp != "" {
-		c, err := net.ListenPacket("udp", ":"+cfg.udp)
+	for _, p := range []struct {
+		port  string
+		serve func(net.PacketConn, string) error
+	}{
+		{cfg.udp, serveUDP},
+		{cfg.dns, serveDNSPackets},
+		{cfg.dialogue, serveDialogue},
+	} {
+		if p.port == "" {
+			continue
+		}
+		c, err := net.ListenPacket("udp", ":"+p.port)
 		if err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
-		go func() { errc <- serveUDP(c, cfg.name) }()
+		go func() { errc <- p.serve(c, cfg.name) }()
 	}
 	log.Print("listening")
 	return <-errc
