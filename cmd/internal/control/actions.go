@@ -251,6 +251,7 @@ func (c *Control) probe(s *service, r *replica, assume bool) {
 	check := health.Check{
 		Type: health.Type(h.Type), Path: h.Path, Command: h.Command,
 		Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall,
+		Header: checkHeader(s),
 	}
 	name := r.name
 	target := health.Target{Addr: r.any(), Healthy: assume, Exec: func(ctx context.Context, _ []string) (int, string, error) {

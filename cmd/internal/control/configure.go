@@ -266,7 +266,7 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 	if !reflect.DeepEqual(old.Backends, cfg.Backends) {
 		c.resolve(s)
 	}
-	if !reflect.DeepEqual(old.Health, cfg.Health) {
+	if !reflect.DeepEqual(old.Health, cfg.Health) || old.Forward != cfg.Forward || old.ProxyProtocol != cfg.ProxyProtocol {
 		for _, b := range s.policy.View().Backends {
 			if r := s.replicas[b.Index]; r != nil && r.unprobe != nil {
 				c.probe(s, r, b.State == policy.Ready)

@@ -170,14 +170,34 @@ func (c *Control) relay(v serving, res handover.Result) {
 	open := v.replica.index < policy.FirstMember && !v.cross &&
 		res.Reason != handover.Loopback && res.Reason != handover.Hairpin &&
 		s.cfg.Source == config.SourcePreserve && s.cfg.ProxyProtocol == config.ProxyOff
-	version := 0
-	switch s.cfg.ProxyProtocol {
-	case config.ProxyV1:
-		version = 1
-	case config.ProxyV2:
-		version = 2
-	}
+	version := headerVersion(s.cfg.ProxyProtocol)
 	c.talk.Go(func() { c.carry(v, string(res.Reason), open, version) })
+}
+
+// headerVersion is that of the PROXY protocol; 0: no header.
+func headerVersion(p config.ProxyProtocol) int {
+	switch p {
+	case config.ProxyV1:
+		return 1
+	case config.ProxyV2:
+		return 2
+	}
+	return 0
+}
+
+// checkHeader is what goes before a health check: that it is the proxy's own,
+// where replicas get nothing without a header. With forward = "nat" they have
+// to take connections without one.
+func checkHeader(s *service) []byte {
+	version := headerVersion(s.cfg.ProxyProtocol)
+	if version == 0 || s.cfg.Forward != config.ForwardProxy {
+		return nil
+	}
+	b, err := relay.Header(version, netip.AddrPort{}, netip.AddrPort{})
+	if err != nil {
+		s.log.Error().Err(err).Msg("health checks go without a header") // only of a version that there is not
+	}
+	return b
 }
 
 // carry relays one connection. A backend that cannot be reached gives it back

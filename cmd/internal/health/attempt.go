@@ -97,8 +97,10 @@ func (p *prober) http(ctx context.Context, timeout time.Duration) error {
 	if host == "" {
 		host = p.target.Addr.String()
 	}
-	_, err = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-		p.check.Path, host)
+	// In one segment with the header: an application that reads only what it
+	// expects of a proxy is not to wait for the rest.
+	_, err = fmt.Fprintf(c, "%sGET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+		p.check.Header, p.check.Path, host)
 	if err != nil {
 		return p.explain("write", err)
 	}

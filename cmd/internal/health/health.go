@@ -23,6 +23,7 @@ type Check struct {
 	Path     string   // for HTTP, from the "/" on, as it goes on the wire
 	Host     string   // for HTTP, the Host header; "" = the backend's address
 	Command  []string // for Exec
+	Header   []byte   // for HTTP, sent before the request: what a proxy tells of itself
 	Interval time.Duration
 	Timeout  time.Duration // of one attempt
 	Rise     int           // successes in a row from unhealthy to healthy
