@@ -20,19 +20,14 @@ func (c *Control) loads(now time.Time) {
 	}
 }
 
-// correct lets a dump put the counts right: every syncEvery, and for services
-// whose idleness is told by bytes four times in the time that makes one idle,
-// since the bytes of live flows are known by dumps alone.
+// correct lets a dump put the counts right, as often as syncs says.
 func (c *Control) correct(now time.Time) {
 	every := time.Duration(0)
 	for _, s := range c.services {
 		if s.policy.Phase() == policy.Cold {
 			continue
 		}
-		need := syncEvery
-		if s.cfg.Scale.IdleCounts == config.IdleBytes {
-			need = min(max(s.cfg.Scale.Idle/4, loadEvery), syncEvery)
-		}
+		need := syncs(s.cfg)
 		if every == 0 || need < every {
 			every = need
 		}
@@ -46,6 +41,19 @@ func (c *Control) correct(now time.Time) {
 			c.log.Warn().Err(err).Msg("flows not dumped")
 		}
 	})
+}
+
+// syncs is how often the flows of a service are dumped: every syncEvery; four
+// times in the time that makes it idle where events are not enough. The bytes
+// of live flows are known by dumps alone. And a UDP flow that has timed out
+// ends when the kernel next comes across it, which announces its end: in a
+// dump, or else up to minutes later (nf_conntrack's gc_worker).
+func syncs(cfg config.Service) time.Duration {
+	udp := slices.ContainsFunc(cfg.Listen, func(l config.Listen) bool { return l.Proto == config.UDP })
+	if !udp && cfg.Scale.IdleCounts != config.IdleBytes {
+		return syncEvery
+	}
+	return min(max(cfg.Scale.Idle/4, loadEvery), syncEvery)
 }
 
 // load sums up what the service carries: what the kernel tracks and what the
