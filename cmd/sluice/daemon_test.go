@@ -40,8 +40,9 @@ const (
 // host is a lab with Podman and one service address.
 type host struct {
 	*testenv.Lab
-	pod *testenv.Podman
-	dir string
+	pod    *testenv.Podman
+	dir    string
+	resolv string // what the daemon finds at /etc/resolv.conf; "": the machine's own
 }
 
 func newHost(t *testing.T) *host {
@@ -171,6 +172,11 @@ func (h *host) command(t *testing.T, args ...string) *exec.Cmd {
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if h.resolv != "" {
+		args = append([]string{"--mount", "--propagation", "private", "sh", "-c",
+			`mount --bind "$0" /etc/resolv.conf && exec "$@"`, h.resolv, exe}, args...)
+		exe = "unshare"
 	}
 	cmd := h.Host.Command(context.Background(), exe, args...)
 	cmd.Env = append(os.Environ(), asSluice+"=1", "GORACE=halt_on_error=0")
