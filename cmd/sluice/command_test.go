@@ -22,7 +22,7 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"fly"}, {"--fly"}, {"check", "extra"}, {"run", "extra"}, {"scale", "web"}, {"scale", "web", "many"},
 		{"scale", "web", "-1"}, {"wake"}, {"drain"}, {"drain", "a", "b", "c"}, {"status", "a", "b"}, {"status", "-o", "xml"},
-		{"status", "--fly"}, {"cleanup", "extra"},
+		{"status", "--fly"}, {"cleanup", "extra"}, {"status", "a", "-o", "xml"}, {"simulate"}, {"simulate", "web", "-o", "xml"},
 	} {
 		out, errOut, code := command(t, args...)
 		if code != 2 || strings.Count(errOut, "\n") != 1 || out != "" {

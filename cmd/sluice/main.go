@@ -44,7 +44,7 @@ func (e usageError) Unwrap() error { return e.error }
 // run is the whole command, for tests too.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
-	err := app.RunContext(ctx, args)
+	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil {
 		return 0
 	}
@@ -92,7 +92,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), checkCommand(), statusCommand(), eventsCommand(),
-			scaleCommand(), wakeCommand(), drainCommand(), reloadCommand(), cleanupCommand(), versionCommand(),
+			scaleCommand(), wakeCommand(), drainCommand(), reloadCommand(), simulateCommand(), cleanupCommand(), versionCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -102,6 +102,9 @@ func newService(cfg config.Service, log zerolog.Logger) *service {
 	return s
 }
 
+// Rules are what the policy is told of a service.
+func Rules(cfg config.Service) policy.Spec { return policySpec(cfg, podmanSpec(cfg)) }
+
 func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
 	p := policy.Spec{
 		Scaling: policy.Scaling{
