@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+
+	"github.com/google/nftables/expr"
 )
 
 const (
@@ -19,7 +21,8 @@ const (
 // others stay as they are. Every packet of a flow through the table to a
 // backend that is asleep is logged to LogGroup on its way there, up to ten a
 // second for each backend (the first five at once): data on a flow that was
-// left open is an alarm like a new flow. Packets are not held up, with or
+// left open is an alarm like a new flow. Those of a service's strangers are none
+// (see Service.Screen), nor those without data if it is Patient. Packets are not held up, with or
 // without a reader. What sleeps is kept like the services, see Sleeping.
 func (t *Table) Asleep(changes map[Endpoint]bool) error {
 	for b := range changes {
@@ -67,4 +70,31 @@ func (t *Table) sleepers() map[Endpoint]bool {
 		m[b] = t.lull[b]
 	}
 	return m
+}
+
+// alarmChains log a packet to a backend that is asleep, unless it comes from a
+// client that is not allowed to wake the service, or has no data where that is
+// what it takes.
+func alarmChains() []chain {
+	alarm, data := chain{name: chainAlarm}, chain{name: chainAlarmData}
+	for _, f := range families() {
+		dialled := []field{ctDaddr(f), l4proto(), ctDport()}
+		anywhere := []field{wild(f, ctDaddr(f)), l4proto(), ctDport()}
+		reached := concat(daddr(f), l4proto(), dport())
+		ring := rule(reached, rarely(setAlarms+f.name), log())
+		stranger := func(of []field) []expr.Any {
+			return rule(concat(append(of[:len(of):len(of)], ctSaddr(f))...), notIn(setAllowed+f.name), giveUp())
+		}
+		alarm.add(isFamily(f), concat(dialled...), in(setScreened+f.name), stranger(dialled))
+		alarm.add(isFamily(f), concat(anywhere...), in(setScreened+f.name), concat(dialled...), notIn(setKnown+f.name), stranger(anywhere))
+		alarm.add(isFamily(f), isTCP(), concat(dialled...), in(setPatient+f.name), goTo(chainAlarmData))
+		alarm.add(isFamily(f), isTCP(), concat(anywhere...), in(setPatient+f.name), concat(dialled...), notIn(setKnown+f.name), goTo(chainAlarmData))
+		alarm.add(isFamily(f), ring)
+		data.add(isFamily(f), hasData(), ring)
+	}
+	return []chain{alarm, data}
+}
+
+func goTo(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }

@@ -13,14 +13,17 @@
 //	raw-output         -300  the same freeze for clients on the host; packets with PacketMark are not tracked
 //	filter-prerouting  -150  drop TCP that conntrack calls invalid, to services and from backends
 //	nat-prerouting     -105  new flows: address . protocol . port
-//	nat-output         -105      → limited → limits: drop what is beyond
+//	nat-output         -105      → limited → limits: past the slots who is not allowed; drop what is beyond
 //	                             → sticky → recall: the backend that the client had
 //	                             → spread → a lane's chain → slots → backend
 //	                             → first → backend
 //	                             → local: the same for a service at every local address
 //	                             → nothing: the host itself (the service is cold, or unknown)
+//	filter-input          5  new flows to the host: those of clients that are not allowed, to services
+//	                         that are screened, are answered as by a closed port
 //	filter-forward       -5  accept our flows; note those that go out where they came in
-//	filter-postrouting   90  log packets to backends that are asleep; remember the backends of clients
+//	filter-postrouting   90  log packets to backends that are asleep, but not of clients that are not
+//	                         allowed, nor empty ones to the patient; remember the backends of clients
 //	nat-postrouting      95  masquerade clients next to their backend, at 127.0.0.0/8, and of services
 //	                         that say so; give relayed flows their client's address; leave all others
 //
@@ -34,6 +37,8 @@
 //	asleep     backends                            alarms  those that were heard, with their limit
 //	sticky     services with affinity              keep    service → chain that remembers for its time
 //	affinity   service . client → number           members service . number → backend
+//	screened   services that only those allowed may reach now
+//	allowed    service . prefix of clients         patient services that only data wakes
 //	marks      flow → conntrack mark               spread-any  spread of services at every local address
 //
 // and of limits:

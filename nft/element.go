@@ -29,6 +29,9 @@ const (
 	slots                       // maps, one for each class, of service and slot to backend
 	backends                    // set of backends; keyed by backend, not by service
 	asleep                      // set of backends whose packets are an alarm
+	screened                    // set of services to which only allowed clients may come
+	allowed                     // set of services and the clients that may
+	patient                     // set of services whose backends only data wakes
 )
 
 // An element is one entry of a set or map, less the endpoint it is keyed by.
@@ -41,6 +44,7 @@ type element struct {
 	time time.Duration  // of keep
 	id   uint32         // of members
 	n    uint32         // of limits
+	from netip.Prefix   // of allowed
 	// lingers marks a backend that no service names any more. It stays for a
 	// while, since flows to it may live on and want their packets guarded.
 	lingers bool
@@ -58,6 +62,10 @@ func elements(at Endpoint, s Service, l lane) []element {
 	es := make([]element, 0, n+4)
 	es = append(es, element{kind: known, is: s.traits()})
 	es = append(es, s.Limits.round().elements()...)
+	es = append(es, s.screenElements()...)
+	if s.Patient {
+		es = append(es, element{kind: patient})
+	}
 	if n == 0 {
 		return append(es, element{kind: cold})
 	}
@@ -114,6 +122,12 @@ func service(es []element) (s Service, l lane) {
 		switch e.kind {
 		case known:
 			s.Balance, s.Masquerade, s.Affinity, s.Limits = e.is.balance, e.is.masquerade, e.is.affinity, e.is.limits
+		case screened:
+			s.Screen = true
+		case allowed:
+			s.Allow = append(s.Allow, e.from)
+		case patient:
+			s.Patient = true
 		case first:
 			single = e.to
 		case slots:

@@ -98,17 +98,33 @@ type Service struct {
 
 	// Limits hold for cold services too.
 	Limits Limits
+
+	// Screen turns new flows away from the host, where they would wake the
+	// service, unless the client is in Allow: TCP is answered by a reset, UDP by
+	// a port unreachable, as by a closed port, and nothing is kept of either.
+	// With Slots, whose backends are paused then, it keeps them from the slots
+	// too. What the host sends to itself counts by its source address. Flows
+	// that have begun are not concerned, but their packets are no alarm (see
+	// Table.Asleep) if their client is not in Allow.
+	Screen bool
+	// Allow are prefixes of the endpoint's family; one inside another is left
+	// out. It may be set without Screen, which makes that cheaper to change.
+	Allow []netip.Prefix
+
+	// Patient makes only TCP packets that carry data an alarm, see Table.Asleep.
+	Patient bool
 }
 
 func (s Service) equal(o Service) bool {
-	return slices.Equal(s.Slots, o.Slots) && s.traits() == o.traits()
+	return slices.Equal(s.Slots, o.Slots) && s.traits() == o.traits() &&
+		s.Screen == o.Screen && s.Patient == o.Patient && slices.Equal(screens(s.Allow), screens(o.Allow))
 }
 
 func (s Service) check(at Endpoint) error {
 	if err := at.check(); err != nil {
 		return err
 	}
-	if err := errors.Join(s.Balance.check(), checkAffinity(s.Affinity), s.Limits.check()); err != nil {
+	if err := errors.Join(s.Balance.check(), checkAffinity(s.Affinity), s.Limits.check(), checkAllow(s.Allow, at)); err != nil {
 		return err
 	}
 	if n := len(s.Slots); n > 0 && Class(n) != n {

@@ -60,6 +60,10 @@ const (
 	setFrozen    = "frozen"
 	setReplay    = "replay"
 	setSources   = "sources"
+
+	setScreened = "screened"
+	setAllowed  = "allowed"
+	setPatient  = "patient"
 )
 
 const (
@@ -78,6 +82,15 @@ const (
 	chainLimits    = "limits"
 	chainLimitsAny = "limits-any"
 	chainRefuse    = "refuse"
+
+	chainInput     = "filter-input"
+	chainArrive    = "arrive"
+	chainTurn      = "turn"
+	chainTurnAny   = "turn-any"
+	chainDetour    = "detour"
+	chainDetourAny = "detour-any"
+	chainAlarm     = "alarm"
+	chainAlarmData = "alarm-data"
 )
 
 // A layout is the fixed part of the table, in the order in which it is made.
@@ -130,6 +143,9 @@ func describe() layout {
 			&nftables.Set{Table: t, Name: setMembers + f.name, KeyType: slot, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setAffinity + f.name, KeyType: client, DataType: nftables.TypeMark, IsMap: true, HasTimeout: true, Dynamic: true, Size: remembered},
 			&nftables.Set{Table: t, Name: setMarks + f.name, KeyType: flow, DataType: nftables.TypeMark, IsMap: true, HasTimeout: true, Dynamic: true, Size: 1 << 16},
+			&nftables.Set{Table: t, Name: setScreened + f.name, KeyType: endpoint},
+			&nftables.Set{Table: t, Name: setAllowed + f.name, KeyType: client, Interval: true},
+			&nftables.Set{Table: t, Name: setPatient + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setFrozen + f.name, KeyType: tuple, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setReplay + f.name, KeyType: tuple, HasTimeout: true},
 			&nftables.Set{Table: t, Name: setSources + f.name, KeyType: source, DataType: backend, IsMap: true, HasTimeout: true},
@@ -203,7 +219,7 @@ func describe() layout {
 		recall.recall(f, service)
 		recallAny.recall(f, anywhere)
 		reached := []field{daddr(f), l4proto(), dport()}
-		note.add(isFamily(f), ctMark(), isDNAT(), concat(reached...), in(setAsleep+f.name), concat(reached...), rarely(setAlarms+f.name), log())
+		note.add(isFamily(f), ctMark(), isDNAT(), concat(reached...), in(setAsleep+f.name), jump(chainAlarm))
 		fresh := rule(isFamily(f), ctState(expr.CtStateBitNEW), ctMark(), isDNAT())
 		note.add(fresh, concat(dialled...), verdict(setKeep+f.name))
 		note.add(fresh, concat(dialled...), notIn(setKnown+f.name), concat(dialledAnywhere...), verdict(setKeep+f.name))
@@ -218,6 +234,8 @@ func describe() layout {
 	}
 	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, recall, recallAny, forward, note, natPost}
 	l.chains = append(l.chains, limitChains()...)
+	l.chains = append(l.chains, screenChains()...)
+	l.chains = append(l.chains, alarmChains()...)
 	for _, d := range affinities() {
 		l.chains = append(l.chains, keepRules(d, false), keepRules(d, true))
 	}

@@ -170,6 +170,8 @@ const rateTimeout = 5 * time.Second
 func limitChains() []chain {
 	one, any, refuse := chain{name: chainLimits}, chain{name: chainLimitsAny}, chain{name: chainRefuse}
 	for _, f := range families() {
+		one.screen(f, concat(daddr(f), l4proto(), dport()), chainDetour)
+		any.screen(f, concat(wild(f, daddr(f)), l4proto(), dport()), chainDetourAny)
 		one.limit(f, concat(daddr(f), l4proto(), dport()))
 		any.limit(f, concat(wild(f, daddr(f)), l4proto(), dport()))
 		// The element found counts.

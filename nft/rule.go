@@ -93,6 +93,17 @@ func wild(f family, addr field) field {
 	}
 }
 
+// ctSaddr is "ct original ip saddr": a translated flow's client.
+func ctSaddr(f family) field {
+	key := expr.CtKeySRCIP
+	if f.proto == unix.NFPROTO_IPV6 {
+		key = expr.CtKeySRCIP6
+	}
+	return func(at uint32) ([]expr.Any, uint32) {
+		return one(&expr.Ct{Key: key, Register: reg(at), Direction: expr.CtDirOriginal}, f.size/4)
+	}
+}
+
 // ctDaddr is "ct original ip daddr", ctDport "ct original proto-dst": what a
 // translated flow's client dialled.
 func ctDaddr(f family) field {
@@ -352,6 +363,16 @@ func fromLocal() []expr.Any {
 func toLoopback(f family) []expr.Any {
 	a := netip.IPv6Loopback()
 	return append(concat(daddr(f)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: a.AsSlice()})
+}
+
+// hasData is "@ih,0,8 >= 0": there is a byte behind the transport header. For a
+// packet without, the kernel ends the rule.
+func hasData() []expr.Any {
+	const innerHeader = 3 // NFT_PAYLOAD_INNER_HEADER, Linux 5.16
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg(0), Base: innerHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: reg(0), Data: []byte{0}},
+	}
 }
 
 // fromLoopback is "ip saddr 127.0.0.0/8".

@@ -249,5 +249,8 @@ func (e element) compare(f element) int {
 	if c := cmp.Compare(e.id, f.id); c != 0 {
 		return c
 	}
+	if c := comparePrefix(e.from, f.from); c != 0 {
+		return c
+	}
 	return int(e.slot) - int(f.slot)
 }

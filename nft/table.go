@@ -210,7 +210,7 @@ func (t *Table) note(changes map[Endpoint]*Service) {
 			continue
 		}
 		w := *s
-		w.Slots = slices.Clone(s.Slots)
+		w.Slots, w.Allow = slices.Clone(s.Slots), slices.Clone(s.Allow)
 		t.want[at] = w
 	}
 }

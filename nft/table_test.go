@@ -422,6 +422,11 @@ func TestListing(t *testing.T) {
 		tcp("[2001:db8::10]:80"): {Slots: to("[fd98::11]:8080", "[fd98::12]:8080").Slots, Balance: nft.FlowHash, Masquerade: true, Affinity: 5 * time.Minute,
 			Limits: nft.Limits{MaxFlows: 300, MaxFlowsPerClient: 10, NewPerSecond: 50, NewPerSecondPerClient: 5}},
 		tcp("[2001:db8::11]:80"): {},
+		udp("192.0.2.11:53"):     {Screen: true, Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},
+		tcp("[2001:db8::12]:80"): {
+			Slots: to("[fd98::11]:8080").Slots, Screen: true, Patient: true,
+			Allow: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/48"), netip.MustParsePrefix("2001:db8:2::/47")},
+		},
 	})
 	err := tab.Freeze([]nft.Tuple{{
 		Client:  netip.MustParseAddrPort("198.51.100.1:40000"),

@@ -35,7 +35,7 @@ func (e element) home() home {
 // homes returns all, in the order in which they are written.
 func homes() []home {
 	var all []home
-	for k := known; k <= asleep; k++ {
+	for k := known; k <= patient; k++ {
 		if k != slots {
 			all = append(all, home{kind: k})
 			continue
@@ -91,6 +91,12 @@ func (k kind) setName() string {
 		return setBackends
 	case asleep:
 		return setAsleep
+	case screened:
+		return setScreened
+	case allowed:
+		return setAllowed
+	case patient:
+		return setPatient
 	}
 	panic(fmt.Sprintf("nft: kind %d has no set", k))
 }
@@ -116,6 +122,8 @@ func (e entry) encode() nftables.SetElement {
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: e.lane.String()}
 	case keep:
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: keepChain(e.time, e.at.Addr.IsUnspecified())}
+	case allowed:
+		s.Key, s.KeyEnd = appendClients(s.Key, e.from)
 	case members:
 		s.Key = append(s.Key, native(e.id)...)
 		s.Val = addrPort(e.to)
@@ -153,6 +161,11 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 			return e, fmt.Errorf("decode chain %q: %w", name, ErrInvalid)
 		}
 		e.n = n
+	case allowed:
+		if e.from, err = parseClients(s.Key, s.KeyEnd, f); err != nil {
+			return e, err
+		}
+		e.slot = 0
 	case members:
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
@@ -186,7 +199,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		e.lingers = s.Timeout > 0
 	}
 	// What would not be written like this could not be deleted either.
-	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || again.Comment != s.Comment || again.VerdictData == nil && !bytes.Equal(again.Val, s.Val) {
+	if again := e.encode(); !bytes.Equal(again.Key, s.Key) || !bytes.Equal(again.KeyEnd, s.KeyEnd) || again.Comment != s.Comment || again.VerdictData == nil && !bytes.Equal(again.Val, s.Val) {
 		return e, fmt.Errorf("decode element of %s: %w", h.name(f), ErrInvalid)
 	}
 	return e, nil

@@ -35,6 +35,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.paused[s] = true
 		r := s.replica(a.Index)
 		r.asleep = true
+		c.screen(s) // before it is frozen, and commits faster
 		names := c.backends(s, r)
 		c.work.Go(func() { c.pause(s, r, names) })
 	case policy.Thaw:
@@ -101,7 +102,13 @@ func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
 		c.reset(conn.FD)
 		return
 	}
-	c.hold(l.service, now, held{fd: conn.FD, endpoint: l.endpoint, at: at})
+	h := held{fd: conn.FD, endpoint: l.endpoint, at: at}
+	if l.service.stranger(h) {
+		l.service.log.Debug().Msg("connection of a client that is not allowed reset")
+		c.reset(conn.FD)
+		return
+	}
+	c.hold(l.service, now, h)
 }
 
 // hold lets the policy decide about a client that waits for a backend.

@@ -74,7 +74,7 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		if r.Paused {
 			c.paused[s] = true
 			s.replica(p.Index).asleep = true
-			c.watchFor(c.backends(s, s.replica(p.Index)))
+			c.watchFor(s.cfg.WakeAfter == config.WakeAfterData, c.backends(s, s.replica(p.Index)))
 		}
 		for _, ep := range s.endpoints {
 			r.Mapped = r.Mapped || slices.Contains(table[ep].Slots, s.replica(p.Index).at(ep.Addr))

@@ -111,7 +111,7 @@ func (c *Control) announce(services []config.Service) map[nft.Endpoint]*nft.Serv
 	for _, s := range services {
 		for _, ep := range allEndpoints(s) {
 			if _, ok := known[ep]; !ok {
-				fresh[ep] = &nft.Service{}
+				fresh[ep] = cold(s, ep)
 			}
 		}
 	}

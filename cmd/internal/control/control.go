@@ -168,7 +168,12 @@ func (c *Control) DeliverDatagrams(h datagram.Held) {
 		if l == nil || l.service == nil {
 			return // closed, and what it held with it
 		}
-		c.hold(l.service, now, held{fd: -1, dg: l.dg, id: h.ID, endpoint: l.endpoint, at: h.At})
+		d := held{fd: -1, dg: l.dg, id: h.ID, endpoint: l.endpoint, at: h.At, client: h.Client.Addr()}
+		if l.service.stranger(d) {
+			c.refuse(d)
+			return
+		}
+		c.hold(l.service, now, d)
 	})
 }
 

@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
+	"sluice/cmd/internal/config"
 	"sluice/conntrack"
 	"sluice/nft"
 	"sluice/policy"
@@ -15,11 +17,20 @@ import (
 // pause freezes a replica. The alarm is set before, so that nothing that is
 // sent to it goes unnoticed.
 func (c *Control) pause(s *service, r *replica, names []conntrack.Backend) {
-	c.watchFor(names)
+	c.watchFor(s.cfg.WakeAfter == config.WakeAfterData, names)
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
 	err := c.opt.Replicas.Pause(ctx, r.name)
-	c.box.post(func(now time.Time) { c.step(s, now, policy.Paused{Index: r.index, Err: err}) })
+	if err != nil {
+		c.unwatch(s.log, r.name, names)
+	}
+	c.box.post(func(now time.Time) {
+		if err != nil {
+			r.asleep = false
+			c.screen(s)
+		}
+		c.step(s, now, policy.Paused{Index: r.index, Err: err})
+	})
 }
 
 func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
@@ -27,7 +38,13 @@ func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
 	defer cancel()
 	err := c.opt.Replicas.Unpause(ctx, r.name)
 	c.unwatch(s.log, r.name, names)
-	c.box.post(func(now time.Time) { c.step(s, now, policy.Thawed{Index: r.index, Err: err}) })
+	c.box.post(func(now time.Time) {
+		if err == nil {
+			r.asleep = false
+			c.screen(s)
+		}
+		c.step(s, now, policy.Thawed{Index: r.index, Err: err})
+	})
 }
 
 // key is an address and port as the table knows it.
@@ -36,11 +53,14 @@ func key(a netip.AddrPort, proto uint8) nft.Endpoint {
 }
 
 // watchFor has an alarm raised for the next new flow to a backend, by
-// conntrack, and for data on flows that are open, by a rule that logs them.
-func (c *Control) watchFor(names []conntrack.Backend) {
+// conntrack, and for data on flows that are open, by a rule that logs them. For
+// a patient service this rule, which sees what carries data, is all there is.
+func (c *Control) watchFor(patient bool, names []conntrack.Backend) {
 	asleep := map[nft.Endpoint]bool{}
 	for _, b := range names {
-		c.opt.Flows.Arm(b)
+		if !patient || b.Proto == unix.IPPROTO_UDP {
+			c.opt.Flows.Arm(b)
+		}
 		asleep[key(b.Backend, b.Proto)] = true
 	}
 	if err := c.opt.Table.Asleep(asleep); err != nil {

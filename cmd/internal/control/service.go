@@ -33,6 +33,7 @@ type held struct {
 	id       uint64 // that dg knows the client by
 	endpoint nft.Endpoint
 	at       time.Time
+	client   netip.Addr // with dg
 }
 
 // replica is what control knows of a container.
@@ -244,7 +245,7 @@ func (c *Control) slotted(s *service, leaves bool) change {
 		case s.removed && len(slots) == 0:
 			ch.endpoints[ep] = nil
 		case s.removed || s.owns(ep):
-			ch.endpoints[ep] = s.kernel(slots)
+			ch.endpoints[ep] = s.kernel(ep, slots)
 		}
 	}
 	return ch
@@ -304,9 +305,10 @@ func (s *service) spread(addrs []netip.AddrPort, weights []int) []int {
 	return policy.Spread(weights, policy.SlotCount(weights, nft.Classes()))
 }
 
-// kernel is what the table holds of the service.
-func (s *service) kernel(slots []netip.AddrPort) *nft.Service {
+// kernel is what the table holds of an address of the service.
+func (s *service) kernel(ep nft.Endpoint, slots []netip.AddrPort) *nft.Service {
 	k := &nft.Service{
+		Screen: len(s.cfg.Allow) > 0 && !s.awake(), Allow: allowed(s.cfg.Allow, ep), Patient: s.cfg.WakeAfter == config.WakeAfterData,
 		Slots: slots, Affinity: s.cfg.Affinity, Masquerade: s.cfg.Source == config.SourceMasquerade,
 		Limits: nft.Limits{
 			MaxFlows: uint32(s.cfg.Limits.MaxFlows), MaxFlowsPerClient: uint32(s.cfg.Limits.MaxFlowsPerClient), //nolint:gosec // validated
