@@ -6,7 +6,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 PREFIX  ?= /usr/local
 UNITDIR ?= /etc/systemd/system
 
-GOLANGCI := 2.12.2
+GOLANGCI    := 2.12.2
+GOVULNCHECK := 1.9.0
 
 # What is tested, as in make test PKGS=./nft
 PKGS ?= ./...
@@ -15,7 +16,7 @@ PKGS ?= ./...
 # git refuses to look at another user's clone.
 static := CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help deps build demo test lint bench install clean
+.PHONY: help deps build demo test lint vuln bench install image install-quadlet clean
 
 help:
 	@echo 'make build    bin/sluice, static'
@@ -24,6 +25,8 @@ help:
 	@echo 'make bench    measure it on this machine (root)'
 	@echo 'make lint     golangci-lint'
 	@echo 'make install  to $(PREFIX)/bin, with a systemd unit in $(UNITDIR)'
+	@echo 'make install-quadlet  an image and a Quadlet of it instead'
+	@echo 'make vuln     govulncheck, if its database can be reached'
 	@echo 'make deps     install the programs that are missing; demo, test and bench do so too'
 
 deps:
@@ -58,6 +61,18 @@ install: build
 	install -d -m 0755 '$(DESTDIR)$(UNITDIR)'
 	sed 's|@BINDIR@|$(PREFIX)/bin|' cmd/sluice/sluice.service > '$(DESTDIR)$(UNITDIR)/sluice.service'
 	install -d -m 0755 '$(DESTDIR)/etc/sluice/conf.d'
+
+# sluice as a container of its own, for systems where nothing is installed.
+image: build
+	podman build -q -t localhost/sluice:latest -f cmd/sluice/Containerfile bin
+
+install-quadlet: image
+	install -d -m 0755 '$(DESTDIR)/etc/sluice/conf.d'
+	install -D -m 0644 cmd/sluice/seccomp.json '$(DESTDIR)/etc/sluice/seccomp.json'
+	install -D -m 0644 cmd/sluice/sluice.container '$(DESTDIR)/etc/containers/systemd/sluice.container'
+
+vuln:
+	go run golang.org/x/vuln/cmd/govulncheck@v$(GOVULNCHECK) -tags '$(TAGS)' ./...
 
 clean:
 	rm -rf bin

@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -176,12 +177,23 @@ func samePIDs(conn *net.UnixConn) bool {
 	if cerr != nil || err != nil || cred.Pid <= 0 {
 		return false // 0: the peer's namespace is not one of ours
 	}
-	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", cred.Pid))
+	return outermost("self") && outermost(strconv.Itoa(int(cred.Pid)))
+}
+
+// outermost reports whether a process lives in the PID namespace that /proc
+// shows, by its numbers in that one and each below it: NSpid in proc_pid_status(5),
+// Linux 4.1. Unlike /proc/PID/ns it may be read without CAP_SYS_PTRACE.
+func outermost(pid string) bool {
+	status, err := os.ReadFile("/proc/" + pid + "/status")
 	if err != nil {
 		return false
 	}
-	ours, err := os.Readlink("/proc/self/ns/pid")
-	return err == nil && ours == theirs
+	for line := range strings.Lines(string(status)) {
+		if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			return len(strings.Fields(numbers)) == 1
+		}
+	}
+	return false
 }
 
 // Close ends pulls under way and frees the connections. Other calls must have

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +43,8 @@ type host struct {
 	*testenv.Lab
 	pod    *testenv.Podman
 	dir    string
-	resolv string // what the daemon finds at /etc/resolv.conf; "": the machine's own
+	resolv string   // what the daemon finds at /etc/resolv.conf; "": the machine's own
+	by     []string // a program, with its arguments, that starts the daemon
 }
 
 func newHost(t *testing.T) *host {
@@ -173,12 +175,12 @@ func (h *host) command(t *testing.T, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
+	argv := slices.Concat(h.by, []string{exe}, args)
 	if h.resolv != "" {
-		args = append([]string{"--mount", "--propagation", "private", "sh", "-c",
-			`mount --bind "$0" /etc/resolv.conf && exec "$@"`, h.resolv, exe}, args...)
-		exe = "unshare"
+		argv = slices.Concat([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c",
+			`mount --bind "$0" /etc/resolv.conf && exec "$@"`, h.resolv}, argv)
 	}
-	cmd := h.Host.Command(context.Background(), exe, args...)
+	cmd := h.Host.Command(context.Background(), argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), asSluice+"=1", "GORACE=halt_on_error=0")
 	return cmd
 }

@@ -48,8 +48,8 @@ func runCommand() *cli.Command {
 			if a := c.String("admin"); a != "" {
 				cfg.Daemon.Admin = a
 			}
-			if os.Geteuid() != 0 {
-				return fmt.Errorf("run: root is needed to change nftables and conntrack")
+			if err := privileged(); err != nil {
+				return err
 			}
 			return daemon(c.Context, cfg, c.String("config"), c.App.ErrWriter)
 		},
