@@ -128,8 +128,12 @@ func (h *host) start(t *testing.T, config string) *proc {
 
 func (h *host) launch(t *testing.T, config string) *proc {
 	t.Helper()
-	d := &proc{host: h, done: make(chan struct{}), grown: make(chan struct{})}
-	d.cmd = h.command(t, "--config", config, "run")
+	return h.launchCommand(t, h.command(t, "--config", config, "run"))
+}
+
+func (h *host) launchCommand(t *testing.T, cmd *exec.Cmd) *proc {
+	t.Helper()
+	d := &proc{host: h, cmd: cmd, done: make(chan struct{}), grown: make(chan struct{})}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

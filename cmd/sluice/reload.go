@@ -40,6 +40,8 @@ type reloader struct {
 	log    zerolog.Logger
 	told   func(ok bool)
 
+	manager *herald
+
 	mu sync.Mutex // one at a time
 }
 
@@ -47,6 +49,8 @@ type reloader struct {
 func (r *reloader) Reload(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.manager.to.Reloading()
+	defer r.manager.ready()
 	cfg, err := config.Load(r.path)
 	if err == nil {
 		err = r.ctl.Reload(ctx, cfg)

@@ -65,6 +65,11 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 	log := logger(cfg.Daemon, stderr)
 	log.Info().Str("version", buildVersion()).Int("services", len(cfg.Services)).Msg("sluice starts")
 
+	manager, left, err := newHerald(log)
+	if err != nil {
+		return err
+	}
+	defer manager.to.Close()
 	adminLn, err := admin.Listen(cfg.Daemon.Admin)
 	if err != nil {
 		return err
@@ -156,11 +161,12 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		Porter: porter, Datagrams: datagrams,
 		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
 		Accept: loop, Record: record, Log: log,
+		Keep: manager.keeper(), Inherited: left, Pulse: manager.pulse, PulseEvery: manager.pulseEvery(),
 	})
 	close(started)
 	record.Watch(ctl, watcher.Resyncs)
 
-	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded}
+	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded, manager: manager}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ctl.Run(gctx, relayGrace) })
 	g.Go(func() error { return admin.Serve(gctx, adminLn, admin.Handler(ctl, reload)) })
@@ -174,9 +180,16 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		select {
 		case <-ctl.Ready():
 			log.Info().Msg("ready")
+			manager.ready()
+			manager.fits(ctl.Listening())
 			debug.FreeOSMemory() // what reading the configuration and adopting took
 		case <-gctx.Done():
 		}
+		return nil
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		manager.to.Stopping()
 		return nil
 	})
 	err = g.Wait()

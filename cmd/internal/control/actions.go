@@ -76,7 +76,9 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Serve:
 		c.take(s, now, a.Conn, a.Index)
 	case policy.Reset:
-		c.refuse(s.held[a.Conn])
+		h := s.held[a.Conn]
+		c.unkeep(&h)
+		c.refuse(h)
 		delete(s.held, a.Conn)
 	case policy.Note:
 		c.note(s, now, a)
@@ -98,7 +100,7 @@ func (c *Control) arm(s *service, mode accept.Mode) {
 // accepted holds a connection and lets the policy decide.
 func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
 	l := c.listeners[conn.Listener]
-	if l == nil || l.service == nil || c.stopping {
+	if l == nil || l.service == nil || c.stopping && c.opt.Keep == nil {
 		c.reset(conn.FD)
 		return
 	}
@@ -125,7 +127,12 @@ func (c *Control) hold(s *service, now time.Time, h held) {
 	if phase != policy.Warm && phase != policy.Failed {
 		s.log.Debug().Int("held", len(s.held)).Int("queued", queued).Msg("connection held")
 	}
-	c.step(s, now, policy.Accepted{Conn: c.nextConn, Queued: queued})
+	id := c.nextConn
+	c.step(s, now, policy.Accepted{Conn: id, Queued: queued})
+	if h, waits := s.held[id]; waits { // it was not served at once
+		c.keep(&h)
+		s.held[id] = h
+	}
 }
 
 // prepare initialises a replica.

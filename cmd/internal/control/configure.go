@@ -55,6 +55,9 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 			c.retire(s, now)
 		}
 	}
+	for _, w := range opened {
+		c.keepListener(w)
+	}
 	var added []*service
 	for _, sc := range cfg.Services {
 		s := c.services[sc.Name]
@@ -168,12 +171,20 @@ func (c *Control) listen(services []config.Service) (map[uint64]*listener, error
 // openListener opens the socket of a listener and gives it to its loop.
 func (c *Control) openListener(w *listener, backlog int) (err error) {
 	addr := netip.AddrPortFrom(w.endpoint.Addr, w.endpoint.Port)
-	if w.endpoint.Proto == unix.IPPROTO_UDP {
-		w.dg, err = c.opt.Datagrams.Listen(w.id, addr)
+	left, err := c.inherited(w, backlog)
+	if err != nil {
 		return err
 	}
-	if w.ln, err = accept.Listen(addr, backlog); err != nil {
+	if w.endpoint.Proto == unix.IPPROTO_UDP {
+		if !left {
+			w.dg, err = c.opt.Datagrams.Listen(w.id, addr)
+		}
 		return err
+	}
+	if !left {
+		if w.ln, err = accept.Listen(addr, backlog); err != nil {
+			return err
+		}
 	}
 	if err := c.opt.Accept.Add(w.id, w.ln); err != nil {
 		_ = w.ln.Close()
@@ -231,6 +242,7 @@ func (c *Control) detach() {
 		if w.service != nil {
 			w.service.drop(w)
 		}
+		c.unkeepListener(w)
 		c.shut(w)
 		if w.service == nil || !w.service.removed { // that of a removed service drains first
 			gone.endpoints[w.endpoint] = nil
@@ -248,9 +260,7 @@ func (c *Control) shut(w *listener) {
 		}
 		return
 	}
-	if err := c.opt.Accept.Remove(w.id); err != nil {
-		c.log.Debug().Err(err).Stringer("listen", w.endpoint).Msg("listener not removed from the accept loop")
-	}
+	c.deafen(w)
 	if err := w.ln.Close(); err != nil {
 		c.log.Debug().Err(err).Stringer("listen", w.endpoint).Msg("listener not closed")
 	}

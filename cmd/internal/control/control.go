@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/datagram"
 	"sluice/cmd/internal/handover"
+	"sluice/cmd/internal/inherit"
 	"sluice/conntrack"
 	"sluice/nft"
 	"sluice/podman"
@@ -80,9 +82,16 @@ type Options struct {
 	Replicas  Replicas
 	Accept    accept.Loop
 	Datagrams *datagram.Group
-	Porter    Porter // nil: every held connection is relayed
+	Porter    Porter       // nil: every held connection is relayed
+	Keep      Keeper       // nil: nothing outlives the process
+	Inherited *inherit.Set // what an earlier run has left; Run empties it
 	Record    Recorder
 	Log       zerolog.Logger
+
+	// Pulse, if PulseEvery is not 0, is called that often by the owner, with a
+	// line about all services.
+	Pulse      func(status string)
+	PulseEvery time.Duration
 }
 
 // A Control runs the services of one host.
@@ -113,6 +122,9 @@ type Control struct {
 	adopted   bool
 
 	configError string
+
+	listening int              // addresses, at the start
+	waiting   []inherit.Socket // connections of an earlier run, until all is adopted
 
 	stopping bool
 
@@ -229,15 +241,17 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	defer cancel()
 	c.ctx = effects
 	defer c.close()
+	c.waiting = c.opt.Inherited.Held()
 	if err := c.configure(time.Now(), c.opt.Config); err != nil {
 		return err
 	}
+	c.discard()
 	if err := c.adopt(ctx); err != nil {
 		return err
 	}
+	c.inheritHeld(time.Now())
 	c.work.Go(func() { c.app.run(effects) })
 	c.work.Go(func() { c.watch(effects) })
-	close(c.ready)
 
 	level := time.NewTicker(levelTick)
 	defer level.Stop()
@@ -245,6 +259,15 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	defer load.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var pulse <-chan time.Time
+	if c.opt.PulseEvery > 0 {
+		t := time.NewTicker(c.opt.PulseEvery)
+		defer t.Stop()
+		pulse = t.C
+		c.opt.Pulse(c.summary())
+	}
+	c.listening = len(c.listeners)
+	close(c.ready)
 	var batch []message
 	for {
 		timer.Reset(c.due.next(time.Now(), time.Hour))
@@ -265,6 +288,8 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			c.loads(now)
 			c.correct(now)
 			c.serve()
+		case <-pulse:
+			c.opt.Pulse(c.summary())
 		case <-level.C:
 			now := time.Now()
 			for s := range c.levelled {
@@ -279,6 +304,9 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 
 // step steps a service and carries out what it asks for.
 func (c *Control) step(s *service, now time.Time, ev policy.Event) {
+	if c.stopping { // what is decided now is the next run's to do
+		return
+	}
 	was := s.policy.Phase()
 	actions := s.policy.Step(now, ev)
 	for _, a := range actions {
@@ -308,6 +336,10 @@ func (c *Control) close() {
 	}
 	for _, s := range c.services {
 		for _, h := range s.held {
+			if h.kept != "" {
+				_ = unix.Close(h.fd) // the next run goes on with it
+				continue
+			}
 			c.refuse(h)
 		}
 	}
@@ -333,35 +365,31 @@ func (c *Control) reset(fd int) {
 // stop in flight is let finish by Podman; the next run adopts its result.
 func (c *Control) shutdown(grace time.Duration) {
 	for _, l := range c.listeners {
-		if l.ln == nil {
-			continue
-		}
-		if err := c.opt.Accept.Arm(l.id, accept.Off); err != nil {
-			c.log.Debug().Err(err).Msg("listener not disarmed")
-		}
+		c.deafen(l)
 	}
-	n := 0
-	for _, s := range c.services {
-		n += s.carrying()
+	settle := func() (n int) {
+		for _, m := range c.box.take(nil) {
+			m(time.Now())
+		}
+		c.serve()
+		for _, s := range c.services {
+			n += s.carrying()
+		}
+		return n
 	}
+	n := settle()
 	if n == 0 {
 		return
 	}
 	c.log.Info().Int("connections", n).Dur("grace", grace).Msg("stopping, waiting for connections that are handed over or relayed")
-	done := make(chan struct{})
-	go func() { c.talk.Wait(); close(done) }()
 	limit := time.After(grace)
-	for {
+	for n > 0 {
 		select {
-		case <-done:
-			return
 		case <-limit:
-			c.log.Warn().Msg("relayed connections cut")
+			c.log.Warn().Int("connections", n).Msg("relayed connections cut")
 			return
 		case <-c.box.signal: // a connection that is not handed over becomes a relay
-			for _, m := range c.box.take(nil) {
-				m(time.Now())
-			}
+			n = settle()
 		}
 	}
 }

@@ -147,6 +147,7 @@ func (c *Control) ported(now time.Time, v serving, res handover.Result) {
 		return
 	}
 	s := v.service
+	c.unkeep(&v.held)
 	c.opt.Record.Handover(string(res.Reason))
 	e := s.log.Debug()
 	switch res.Reason {
@@ -164,6 +165,7 @@ func (c *Control) ported(now time.Time, v serving, res handover.Result) {
 // relay begins to carry a connection for its whole life.
 func (c *Control) relay(v serving, res handover.Result) {
 	s := v.service
+	c.unkeep(&v.held)
 	s.log.Debug().AnErr("error", res.Err).Str("backend", v.replica.name).Str("reason", string(res.Reason)).Msg("held connection relayed")
 	// A backend sees the client itself where its answers come back through
 	// this host: those of containers do, unless the client is beside them.
@@ -284,7 +286,7 @@ func (c *Control) released(s *service, now time.Time, r *replica) {
 
 // again holds a connection that no backend could take.
 func (c *Control) again(s *service, now time.Time, h held) {
-	if now.Sub(h.at) > s.cfg.Start.Timeout || c.services[s.name] != s || c.stopping {
+	if now.Sub(h.at) > s.cfg.Start.Timeout || c.services[s.name] != s || c.stopping && c.opt.Keep == nil {
 		c.refuse(h)
 		return
 	}

@@ -23,6 +23,9 @@ type listener struct {
 	dg       *datagram.Listener
 	endpoint nft.Endpoint
 	service  *service
+
+	inherited bool // kept under its name since an earlier run
+	off       bool // not with the accept loop any more
 }
 
 // held is an accepted connection that waits for a backend, or with dg a client
@@ -34,6 +37,7 @@ type held struct {
 	endpoint nft.Endpoint
 	at       time.Time
 	client   netip.Addr // with dg
+	kept     string // what it is kept under for the next run; "": it is not
 }
 
 // replica is what control knows of a container.

@@ -97,18 +97,31 @@ func (g *Group) Listen(id uint64, addr netip.AddrPort) (*Listener, error) {
 }
 
 func (g *Group) listen(id uint64, addr netip.AddrPort) (*Listener, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	shared, err := g.neighbours(id, addr)
+	if err != nil {
+		return nil, err
+	}
+	fd, bound, err := socket(addr, shared)
+	if err != nil {
+		return nil, err
+	}
+	return g.begin(id, fd, bound)
+}
+
+// neighbours are the sockets that a new one has to share its port with. mu is
+// held.
+func (g *Group) neighbours(id uint64, addr netip.AddrPort) (shared []int, err error) {
 	if !addr.Addr().IsValid() || addr.Addr().Zone() != "" {
 		return nil, errors.New("no address, or one with a zone")
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.closed {
 		return nil, ErrClosed
 	}
 	if g.listeners[id] != nil {
 		return nil, ErrExists
 	}
-	var shared []int
 	for _, l := range g.listeners {
 		if l.addr.Port() != addr.Port() || l.addr.Addr().Is4() != addr.Addr().Is4() {
 			continue
@@ -120,10 +133,11 @@ func (g *Group) listen(id uint64, addr netip.AddrPort) (*Listener, error) {
 			shared = append(shared, l.fd)
 		}
 	}
-	fd, bound, err := socket(addr, shared)
-	if err != nil {
-		return nil, err
-	}
+	return shared, nil
+}
+
+// begin runs a listener on a socket, which is closed on an error. mu is held.
+func (g *Group) begin(id uint64, fd int, bound netip.AddrPort) (*Listener, error) {
 	l, err := newListener(g, id, fd, bound)
 	if err != nil {
 		return nil, err

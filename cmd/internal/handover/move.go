@@ -195,9 +195,16 @@ func (m *move) reset() error {
 	)
 }
 
+// closeSocket ends a connection: silently in repair mode, else by a reset, if it
+// is not over already. Closing alone would do nothing as long as another process
+// keeps the descriptor for us.
 func closeSocket(fd int) error {
-	if err := unix.Close(fd); err != nil {
-		return fmt.Errorf("close socket: %w", err)
+	var errs []error
+	if err := disconnect(fd); err != nil {
+		errs = append(errs, fmt.Errorf("disconnect socket: %w", err))
 	}
-	return nil
+	if err := unix.Close(fd); err != nil {
+		errs = append(errs, fmt.Errorf("close socket: %w", err))
+	}
+	return errors.Join(errs...)
 }

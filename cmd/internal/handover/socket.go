@@ -282,6 +282,15 @@ func abortive(fd int, on bool) error {
 	return nil
 }
 
+// disconnect does what closing an abortive socket does, to whoever has it.
+func disconnect(fd int) error {
+	unspec := [2]byte{} // a sockaddr that is no more than AF_UNSPEC
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec[0])), unsafe.Sizeof(unspec)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // getsockopt reads an option of any length; those of x/sys/unix stop at a NUL
 // or know the type.
 func getsockopt(fd, level, name int, b []byte) (int, error) {
