@@ -49,8 +49,12 @@ type (
 		Shares []Share
 	}
 
-	// Count counts the live flows of a backend by a dump: [Counted].
-	Count struct{ Index int }
+	// Count counts the live flows of a backend by a dump that is begun from
+	// now on: [Counted] with the same number.
+	Count struct {
+		Index int
+		Seq   uint64
+	}
 
 	// Stop ends a replica and removes all that is left of it; of a member
 	// only what the kernel still tracks: [Stopped]. Cut is the number of flows that are ended with it.

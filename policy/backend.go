@@ -10,6 +10,7 @@ type backend struct {
 	weight   int    // of a member
 	priority int    // of a member
 	hash     string // of a replica: what it was made from
+	adopted  bool   // made by an earlier run, which may have sent it flows
 	doomed   bool   // stop it as soon as the call in flight has returned
 	ordered  bool   // drained by command: not to be taken back
 	sick     bool   // its checks fail
@@ -25,7 +26,7 @@ type backend struct {
 	drainAt  time.Time // drain began
 	recount  time.Time // next Count is due
 	retryAt  time.Time // next Stop is due; zero: one is in flight
-	counting bool      // a Count is in flight
+	counting uint64    // the Count in flight; 0: none. Answers to others are of the past
 
 	mapSeq uint64 // the Map that put it in; 0 with mapped: adopted
 	fence  uint64 // the Map that took it out

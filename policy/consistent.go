@@ -100,10 +100,9 @@ func (f *filling) move(from, to func(int) bool) {
 		if !from(b) {
 			continue
 		}
+		// There is always one: of all slots less than all backends may have
+		// are taken, and more than all have to have are.
 		t, sc := f.prefer(s, func(i int) bool { return i != b && to(i) })
-		if t < 0 {
-			continue
-		}
 		if r := f.score(s, b) / sc; slot < 0 || r < regret {
 			slot, target, regret = s, t, r
 		}

@@ -16,9 +16,8 @@ func (s *Service) drain() {
 			s.emit(Note{Kind: NoteDrained, Index: b.index, For: s.now.Sub(b.drainAt), N: b.flows})
 			s.emit(Unprobe{b.index})
 			s.stop(b, b.flows)
-		case !b.counting && !s.now.Before(b.recount):
-			b.counting = true
-			s.emit(Count{b.index})
+		case b.counting == 0 && !s.now.Before(b.recount):
+			s.count(b)
 		}
 	}
 }
@@ -40,12 +39,19 @@ func (s *Service) leave(b *backend) {
 	if b.state == DrainingFlows {
 		return
 	}
-	b.state, b.drainAt, b.recount, b.counting = DrainingFlows, s.now, s.now, false
+	b.state, b.drainAt, b.recount, b.counting = DrainingFlows, s.now, s.now, 0
+}
+
+// count asks for a count that is begun after now.
+func (s *Service) count(b *backend) {
+	s.counts++
+	b.counting = s.counts
+	s.emit(Count{Index: b.index, Seq: s.counts})
 }
 
 func (s *Service) counted(b *backend, ev Counted) {
-	b.counting = false
-	if b.state == Sleeping && b.frozen && (!ev.Known || ev.Flows > b.flows) {
+	b.counting = 0
+	if b.state == Sleeping && (!ev.Known || ev.Flows > b.flows) {
 		b.alarm, s.busyAt = true, s.now // it came between the decision and the freeze
 	}
 	if b.state != DrainingFlows {
@@ -100,6 +106,6 @@ func (s *Service) drainOrder(index int) {
 
 // stop asks to end a replica.
 func (s *Service) stop(b *backend, cut int) {
-	b.state, b.retryAt, b.counting = Stopping, time.Time{}, false
+	b.state, b.retryAt, b.counting = Stopping, time.Time{}, 0
 	s.emit(Stop{Index: b.index, Cut: cut})
 }

@@ -85,6 +85,7 @@ type (
 	// Counted answers [Count].
 	Counted struct {
 		Index int
+		Seq   uint64
 		Flows int
 		Known bool
 	}

@@ -68,6 +68,12 @@ func drive(t testing.TB, data []byte) {
 	}
 	spec.IdleBytes = e&8 != 0
 	spec.Level = e&16 != 0
+	if e&32 != 0 {
+		spec.Rate = 5
+	}
+	if e&64 != 0 {
+		spec.Flows = 0
+	}
 	if e&1 != 0 {
 		spec.SlowStart = 20 * time.Second
 	}
@@ -87,7 +93,11 @@ func drive(t testing.TB, data []byte) {
 		case 2, 3:
 			w.ack()
 		case 4, 5:
-			w.count(arg%4 != 0)
+			if k := arg >> 3 & 3; arg&4 != 0 {
+				w.look(k)
+			} else {
+				w.count(k, arg&3 != 0)
+			}
 		case 6, 7, 8:
 			w.finish(i, nil, false)
 		case 9:
@@ -109,7 +119,7 @@ func drive(t testing.TB, data []byte) {
 			}
 		case 20:
 			if members {
-				w.members(arg)
+				w.list(arg)
 			}
 		case 21:
 			if arg < 8 {
@@ -120,19 +130,21 @@ func drive(t testing.TB, data []byte) {
 			if i >= FirstMember {
 				break
 			}
-			if (w.up[i] || w.inited[i]) && w.call[i] == "" {
+			if c := w.call[i]; (w.up[i] || w.inited[i]) && !w.dead[i] && (c == "" || c == "pause" || c == "thaw") {
 				w.die(i)
 			}
 		case 14:
 			w.now = w.now.Add(time.Duration(arg) * 100 * time.Millisecond)
 			w.tick()
 		case 15:
-			w.step(Load{Known: arg%8 != 0, Flows: w.flows, Queued: arg >> 6})
+			w.moved += uint64(arg >> 3 & 1)
+			w.report(arg%8 != 0, arg>>6)
 		case 16:
 			w.flows[i] = 0
 			for _, k := range w.kernel {
 				if k == i {
 					w.flows[i] = arg >> 2
+					w.begun += uint64(arg >> 2)
 				}
 			}
 			w.load()
@@ -160,7 +172,7 @@ func drive(t testing.TB, data []byte) {
 	}
 	// From here on the world is friendly.
 	if members {
-		w.members(0xff)
+		w.list(0xff)
 		w.step(Wake{}) // those drained by order come back
 	}
 	for i := range w.flows {

@@ -17,7 +17,7 @@ func (s *Service) members(list []Member) {
 		}
 		b.weight, b.priority = m.Weight, m.Priority
 		if b.state == DrainingFlows && !b.ordered { // listed again
-			b.state = Probing
+			b.state, b.counting = Probing, 0
 			if !b.sick && !b.readyAt.IsZero() {
 				b.state = Ready
 			}

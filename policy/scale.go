@@ -102,7 +102,7 @@ func (sc *scaler) desired(now time.Time, c Scaling, ready int) int {
 }
 
 // need is the exact number of replicas, the larger of the two measures, for
-// the average load of the window.
+// the average load of the window, or the last if that is older. There is one.
 func (sc *scaler) need(now time.Time, c Scaling, window time.Duration) float64 {
 	var flows, rate float64
 	n := 0
@@ -110,9 +110,6 @@ func (sc *scaler) need(now time.Time, c Scaling, window time.Duration) float64 {
 		flows += sc.samples[i].flows
 		rate += sc.samples[i].rate
 		n++
-	}
-	if n == 0 {
-		return 0
 	}
 	var need float64
 	if c.Flows > 0 {

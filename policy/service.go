@@ -46,6 +46,7 @@ type Service struct {
 	scaler   scaler
 
 	seq, acked uint64
+	counts     uint64      // asked for so far
 	mapped     []Share     // of the last Map
 	levels     map[int]int // slots by index, if loads are levelled
 	fresh      bool        // no Map has been asked for yet
@@ -161,7 +162,7 @@ func (s *Service) take(ev Event) {
 	case Mapped:
 		s.acked = max(s.acked, min(ev.Seq, s.seq))
 	case Counted:
-		if b := s.backend(ev.Index); b != nil && b.counting {
+		if b := s.backend(ev.Index); b != nil && b.counting > 0 && b.counting == ev.Seq {
 			s.counted(b, ev)
 		}
 	case Quiet:
@@ -211,7 +212,7 @@ func (s *Service) adopt(rs []Replica) {
 			}
 			s.emit(Probe{Index: b.index, Assume: true})
 		case r.Running:
-			b.state = Probing
+			b.state, b.adopted = Probing, true
 			s.emit(Probe{Index: b.index})
 		case r.Prepared && !s.outdated(b) && !b.mapped:
 			b.state, b.sleptAt = Sleeping, s.now
@@ -301,10 +302,14 @@ func (s *Service) health(b *backend, ev Health) {
 }
 
 func (s *Service) died(b *backend, detail string) {
+	if b.dead {
+		return
+	}
 	err := errors.New(detail)
 	switch b.state {
 	case Pausing, Thawing:
-		b.dead = true // seen to when the call has returned
+		b.dead = true // out of the map now, seen to when the call has returned
+		s.emit(Note{Kind: NoteDied, Index: b.index, Err: err, N: b.flows})
 	case Sleeping:
 		s.retry(b, err)
 		if b.mapped {
@@ -314,9 +319,6 @@ func (s *Service) died(b *backend, detail string) {
 		}
 		s.stop(b, 0)
 	case Probing, Ready, DrainingFlows:
-		if b.dead {
-			return
-		}
 		s.emit(Note{Kind: NoteDied, Index: b.index, Err: err, N: b.flows})
 		s.emit(Unprobe{b.index})
 		if b.readyAt.IsZero() || s.now.Sub(b.readyAt) < settled {
@@ -389,9 +391,9 @@ func (s *Service) fail(err error) {
 		case b.member:
 		case b.state == Starting || b.state == Preparing:
 			b.doomed = true
-		case b.state == Probing && !b.mapped && b.readyAt.IsZero():
+		case b.state == Probing && b.readyAt.IsZero():
 			s.emit(Unprobe{b.index})
-			s.stop(b, 0)
+			s.leaveOrStop(b)
 		}
 	}
 }

@@ -45,10 +45,10 @@ func (s *Service) expire() {
 	}
 }
 
-// leaveOrStop ends a backend that has never been ready in this run: directly,
-// unless an earlier run may have sent it flows.
+// leaveOrStop ends a replica that has never been ready: at once, unless an
+// earlier run may have sent it flows. It may have been killed during a drain.
 func (s *Service) leaveOrStop(b *backend) {
-	if b.mapped {
+	if b.adopted {
 		s.leave(b)
 		return
 	}
@@ -188,7 +188,7 @@ func (s *Service) scaleUp() {
 			s.thaw(b)
 			return
 		}
-		b.state, b.counting = Ready, false
+		b.state, b.counting = Ready, 0
 	})
 	if !s.mayStart() {
 		return
@@ -368,7 +368,7 @@ func (s *Service) Deadline() time.Time {
 			}
 			if b.readyAt.IsZero() {
 				due(b.startAt.Add(s.spec.StartTimeout))
-			} else if b.sick {
+			} else {
 				due(b.sickAt.Add(s.spec.StartTimeout))
 			}
 		case Ready:
@@ -381,7 +381,7 @@ func (s *Service) Deadline() time.Time {
 			}
 		case DrainingFlows:
 			due(s.drainEnd(b))
-			if !b.counting {
+			if b.counting == 0 {
 				due(b.recount)
 			}
 		case Sleeping:

@@ -7,6 +7,8 @@ import "slices"
 // a member is ready that one serves, and the paused one sleeps on.
 func (s *Service) inMap(b *backend) bool {
 	switch {
+	case b.dead:
+		return false
 	case b.state == Ready:
 		return true
 	case b.state == Pausing || b.state == Thawing || b.state == Sleeping && b.frozen:

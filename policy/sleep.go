@@ -43,12 +43,11 @@ func (s *Service) paused(b *backend, err error) {
 		return
 	}
 	// What was sent before the alarm was set shows in a dump.
-	b.counting = true
-	s.emit(Count{b.index})
+	s.count(b)
 }
 
 func (s *Service) thaw(b *backend) {
-	b.state, b.startAt, b.alarm, b.counting = Thawing, s.now, false, false
+	b.state, b.startAt, b.alarm, b.counting = Thawing, s.now, false, 0
 	s.emit(Thaw{b.index})
 }
 
@@ -96,7 +95,7 @@ func (s *Service) fallAsleep() {
 		return
 	}
 	for _, b := range s.backends {
-		if b.member || b.state != Sleeping || s.spec.StopAfter == 0 || s.now.Before(b.sleptAt.Add(s.spec.StopAfter)) || b.alarm {
+		if b.member || b.state != Sleeping || s.spec.StopAfter == 0 || s.now.Before(b.sleptAt.Add(s.spec.StopAfter)) {
 			continue
 		}
 		s.deep = true

@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -31,11 +32,20 @@ type world struct {
 	asked   []int     // what the last Map names
 	left    map[int]bool
 	zeroed  map[int]bool // counted zero after the fence
-	counts  []int
+	counts  []count
+	named   map[int]int // how often a Map has named it anew
 	drained map[int]time.Time
 	flows   map[int]int
+	begun   uint64
+	moved   uint64
 
-	conns  map[uint64]bool // accepted, unanswered
+	known   bool           // the last load was
+	ordered map[int]bool   // drained by order
+	asleep  bool           // all of it was
+	members bool           // there are some
+	hash    map[int]string // what a replica was made from
+
+	conns  map[uint64]time.Time // accepted, unanswered
 	next   uint64
 	mode   AcceptMode
 	resets int
@@ -49,20 +59,32 @@ type pending struct {
 	named []int
 }
 
+// count is one that has been asked for and not been answered.
+type count struct {
+	index int
+	seq   uint64
+	taken bool
+	flows int  // what it saw
+	clean bool // taken while neither the kernel nor the last Map sent it flows
+	named int  // as it was then
+}
+
 func newWorld(t testing.TB, spec Spec, adopt ...Replica) *world {
 	w := &world{
 		t: t, spec: spec, s: New(spec), now: time.Unix(1e9, 0),
 		call: map[int]string{}, up: map[int]bool{}, inited: map[int]bool{}, healthy: map[int]bool{},
 		frozen: map[int]bool{}, probed: map[int]bool{}, dead: map[int]bool{}, since: map[int]time.Time{}, left: map[int]bool{},
-		zeroed: map[int]bool{}, drained: map[int]time.Time{}, flows: map[int]int{}, conns: map[uint64]bool{},
+		zeroed: map[int]bool{}, drained: map[int]time.Time{}, flows: map[int]int{}, conns: map[uint64]time.Time{},
+		named: map[int]int{}, ordered: map[int]bool{}, hash: map[int]string{},
 	}
 	for _, r := range adopt {
-		w.up[r.Index], w.inited[r.Index] = r.Running, r.Prepared
+		w.up[r.Index], w.inited[r.Index], w.hash[r.Index] = r.Running, r.Prepared, r.Hash
 		if r.Mapped {
 			w.kernel = append(w.kernel, r.Index)
 			w.asked = append(w.asked, r.Index)
 			w.healthy[r.Index] = r.Running
 		}
+		w.left[r.Index] = r.Running || r.Paused // an earlier run may have sent it flows
 		w.dead[r.Index] = !r.Running && !r.Prepared && !r.Paused
 		if r.Paused {
 			w.frozen[r.Index], w.up[r.Index], w.healthy[r.Index] = true, true, true
@@ -83,11 +105,22 @@ func (w *world) failf(format string, a ...any) {
 func (w *world) step(ev Event) {
 	w.t.Helper()
 	w.log = append(w.log, fmt.Sprintf("%6.2f %T%+v", w.now.Sub(time.Unix(1e9, 0)).Seconds(), ev, ev))
-	if a, ok := ev.(Accepted); ok {
-		w.conns[a.Conn] = true
+	switch ev := ev.(type) {
+	case Accepted:
+		w.conns[ev.Conn] = w.now
 		if w.mode == AcceptOne {
 			w.mode = AcceptOff
 		}
+		w.asleep = false
+	case Wake, Scale:
+		w.asleep = false
+	case Drain:
+		w.asleep = w.asleep || ev.Index == 0
+		w.ordered[ev.Index] = true
+	case Load:
+		w.known = ev.Known
+	case Configure:
+		w.spec = ev.Spec
 	}
 	for _, a := range w.s.Step(w.now, ev) {
 		w.log = append(w.log, fmt.Sprintf("         -> %T%+v", a, a))
@@ -96,6 +129,47 @@ func (w *world) step(ev Event) {
 	if d := w.s.Deadline(); !d.IsZero() && !d.After(w.now) {
 		w.failf("deadline %v is not after now", d)
 	}
+	w.hold()
+}
+
+// hold checks what is true after each step.
+func (w *world) hold() {
+	w.t.Helper()
+	for _, i := range w.asked {
+		if !w.healthy[i] || w.dead[i] {
+			w.failf("the map names %d, which is not healthy", i)
+		}
+	}
+	d := w.s.Deadline()
+	for id, at := range w.conns {
+		end := at.Add(w.spec.StartTimeout)
+		if !w.now.Before(end) {
+			w.failf("connection %d is held since %s", id, w.now.Sub(at))
+		}
+		if d.IsZero() || d.After(end) {
+			w.failf("connection %d ends at %v, the next deadline is %v", id, end, d)
+		}
+	}
+	v := w.s.View()
+	if v.Held != len(w.conns) {
+		w.failf("%d connections are held, shown are %d", len(w.conns), v.Held)
+	}
+	for _, b := range v.Backends {
+		switch b.State {
+		case DrainingFlows:
+			if w.drained[b.Index].IsZero() {
+				w.drained[b.Index] = w.now
+			}
+		case Stopping:
+		default:
+			delete(w.drained, b.Index)
+		}
+	}
+}
+
+// mayDrain says whether there is a reason to take a healthy backend out.
+func (w *world) mayDrain(i int) bool {
+	return w.known || w.asleep || w.ordered[i] || w.members || w.hash[i] != w.spec.Hash || w.frozen[i] || !w.healthy[i] || w.dead[i]
 }
 
 func (w *world) begin(i int, what string) {
@@ -113,10 +187,14 @@ func (w *world) do(a Action) {
 		w.mode = a.Mode
 	case Prepare:
 		w.begin(a.Index, "prepare")
+		w.fresh(a.Index)
 	case Pause:
 		w.begin(a.Index, "pause")
 		if w.frozen[a.Index] {
 			w.failf("pause of %d, which is paused", a.Index)
+		}
+		if !w.known {
+			w.failf("pause of %d, though nobody knows its load", a.Index)
 		}
 	case Thaw:
 		w.begin(a.Index, "thaw")
@@ -125,6 +203,9 @@ func (w *world) do(a Action) {
 		}
 	case Start:
 		w.begin(a.Index, "start")
+		if !w.inited[a.Index] {
+			w.fresh(a.Index)
+		}
 		delete(w.dead, a.Index)
 		delete(w.left, a.Index)
 	case Stop:
@@ -155,12 +236,16 @@ func (w *world) do(a Action) {
 			if !w.healthy[i] || w.dead[i] {
 				w.failf("map names %d, which is not healthy", i)
 			}
-			delete(w.drained, i)
 			delete(w.zeroed, i)
+			if !slices.Contains(w.asked, i) {
+				w.named[i]++
+			}
 		}
 		for _, i := range w.asked {
 			if !slices.Contains(named, i) {
-				w.drained[i] = w.now
+				if !w.mayDrain(i) {
+					w.failf("%d is taken out, though nobody knows its load", i)
+				}
 				w.left[i] = true
 			}
 		}
@@ -170,18 +255,18 @@ func (w *world) do(a Action) {
 		if slices.Contains(w.kernel, a.Index) && !w.frozen[a.Index] {
 			w.failf("count of %d before the fence", a.Index)
 		}
-		w.counts = append(w.counts, a.Index)
+		w.counts = append(w.counts, count{index: a.Index, seq: a.Seq})
 	case Serve:
-		if !w.conns[a.Conn] {
+		if _, ok := w.conns[a.Conn]; !ok {
 			w.failf("serve of connection %d, which is not held", a.Conn)
 		}
 		delete(w.conns, a.Conn)
-		if !slices.Contains(w.kernel, a.Index) || w.frozen[a.Index] {
-			w.failf("serve by %d, which the kernel does not know yet or which is paused", a.Index)
+		if !slices.Contains(w.kernel, a.Index) || !slices.Contains(w.asked, a.Index) || w.frozen[a.Index] {
+			w.failf("serve by %d, which the kernel does not know yet, which is leaving or which is paused", a.Index)
 		}
 		w.served++
 	case Reset:
-		if !w.conns[a.Conn] {
+		if _, ok := w.conns[a.Conn]; !ok {
 			w.failf("reset of connection %d, which is not held", a.Conn)
 		}
 		if a.Err == nil {
@@ -259,30 +344,42 @@ func (w *world) die(i int) {
 	w.step(Died{i, "exited with code 1"})
 }
 
-// count answers the oldest Count with what is true.
-func (w *world) count(known bool) bool {
-	if len(w.counts) == 0 {
+// fresh forgets what was known of an earlier replica of this index.
+func (w *world) fresh(i int) {
+	w.hash[i] = w.spec.Hash
+	delete(w.ordered, i)
+}
+
+// look lets a count see what is true now.
+func (w *world) look(k int) {
+	if k >= len(w.counts) || w.counts[k].taken {
+		return
+	}
+	c := &w.counts[k]
+	c.taken, c.flows, c.named = true, w.flows[c.index], w.named[c.index]
+	c.clean = !slices.Contains(w.kernel, c.index) && !slices.Contains(w.asked, c.index)
+}
+
+// count answers a Count, with what is true now if it has not looked yet.
+func (w *world) count(k int, known bool) bool {
+	if k >= len(w.counts) {
 		return false
 	}
-	i := w.counts[0]
-	w.counts = w.counts[1:]
-	if slices.Contains(w.asked, i) { // taken back meanwhile
-		w.step(Counted{Index: i, Flows: w.flows[i], Known: known})
-		return true
+	w.look(k)
+	c := w.counts[k]
+	w.counts = slices.Delete(w.counts, k, k+1)
+	if known && c.flows == 0 && c.clean && c.named == w.named[c.index] {
+		w.zeroed[c.index] = true
 	}
-	if known && w.flows[i] == 0 {
-		w.zeroed[i] = true
-	}
-	w.step(Counted{Index: i, Flows: w.flows[i], Known: known})
+	w.step(Counted{Index: c.index, Seq: c.seq, Flows: c.flows, Known: known})
 	return true
 }
 
-func (w *world) load() {
-	f := map[int]int{}
-	for i, n := range w.flows {
-		f[i] = n
-	}
-	w.step(Load{Known: true, Flows: f})
+func (w *world) load() { w.report(true, 0) }
+
+// report tells what is true, or that nobody knows it.
+func (w *world) report(known bool, queued int) {
+	w.step(Load{Known: known, Flows: maps.Clone(w.flows), New: w.begun, Bytes: w.moved, Queued: queued})
 }
 
 // calm lets everything that is pending succeed until nothing is.
@@ -292,7 +389,7 @@ func (w *world) calm() {
 		if n > 10000 {
 			w.failf("does not come to rest")
 		}
-		if w.ack() || w.count(true) {
+		if w.ack() || w.count(0, true) {
 			continue
 		}
 		busy := false
@@ -318,8 +415,9 @@ func (w *world) indices() (all []int) {
 	return all
 }
 
-// members lists two members, or as the bits of arg say.
-func (w *world) members(arg int) {
+// list lists two members, or as the bits of arg say.
+func (w *world) list(arg int) {
+	w.members = true
 	var list []Member
 	for i := range 2 {
 		if arg>>i&1 != 0 {

@@ -70,7 +70,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 				s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
 			}
 			c.box.post(func(now time.Time) {
-				c.step(s, now, policy.Counted{Index: a.Index, Flows: n + r.carries, Known: err == nil})
+				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + r.carries, Known: err == nil})
 			})
 		})
 	case policy.Serve:

@@ -243,7 +243,7 @@ func (h *host) do(a policy.Action) {
 		})
 	case policy.Count:
 		r := h.replicas[a.Index]
-		h.after(dump, func() { h.step(policy.Counted{Index: r.index, Flows: r.flows, Known: true}) })
+		h.after(dump, func() { h.step(policy.Counted{Index: r.index, Seq: a.Seq, Flows: r.flows, Known: true}) })
 	case policy.Stop:
 		h.stop(h.replicas[a.Index])
 	case policy.Serve:

@@ -1,0 +1,105 @@
+package policy
+
+import (
+	"testing"
+	"time"
+)
+
+// states of a service's backends, by index.
+func (w *world) states() map[int]State {
+	m := map[int]State{}
+	for _, b := range w.s.View().Backends {
+		m[b.Index] = b.State
+	}
+	return m
+}
+
+// warm wakes a service with one connection.
+func warm(t testing.TB, spec Spec, adopt ...Replica) *world {
+	t.Helper()
+	w := newWorld(t, spec, adopt...)
+	w.accept()
+	w.calm()
+	w.load()
+	if v := w.s.View(); v.Phase != Warm {
+		t.Fatalf("not warm: %+v", v)
+	}
+	return w
+}
+
+// TestStaleCount: an answer to a count that was begun before the backend served
+// again says nothing of what it carries now.
+func TestStaleCount(t *testing.T) {
+	t.Parallel()
+	w := warm(t, testSpec())
+	w.step(Drain{0})
+	w.ack()
+	w.look(0) // sees no flow
+	w.accept()
+	w.ack() // needed again
+	w.flows[1] = 1
+	w.load()
+	w.step(Drain{0})
+	w.ack()
+	if len(w.counts) != 2 {
+		w.failf("%d counts, want two", len(w.counts))
+	}
+	w.count(0, true)
+	if s := w.states()[1]; s != DrainingFlows {
+		w.failf("state %s after an old count", s)
+	}
+	w.count(0, true)
+	if s := w.states()[1]; s != DrainingFlows {
+		w.failf("state %s though it carries a flow", s)
+	}
+	w.flows[1] = 0
+	w.step(Quiet{1})
+	w.count(0, true)
+	if s := w.states()[1]; s != Stopping {
+		w.failf("state %s without a flow", s)
+	}
+}
+
+// TestAdoptedDuringDrain: the daemon was killed while a replica that still
+// carried flows was drained. The next one does not need it either, nor does it
+// cut what the replica carries: not for lack of load, not when its check does
+// not succeed, not when a wake fails.
+func TestAdoptedDuringDrain(t *testing.T) {
+	t.Parallel()
+	left := Replica{Index: 2, Hash: "a", Running: true}
+	for name, end := range map[string]func(*world){
+		"surplus": func(*world) {},
+		"late": func(w *world) {
+			w.now = w.now.Add(w.spec.StartTimeout)
+			w.tick()
+		},
+		"failed": func(w *world) {
+			w.accept()
+			w.now = w.now.Add(w.spec.StartTimeout)
+			w.tick()
+		},
+	} {
+		spec := testSpec()
+		adopt := []Replica{left}
+		if name == "surplus" {
+			adopt = append([]Replica{{Index: 1, Hash: "a", Running: true, Mapped: true}}, left)
+		} else {
+			spec.Min = 1
+		}
+		w := newWorld(t, spec, adopt...)
+		w.flows[2] = 1
+		end(w)
+		for w.ack() || w.count(0, true) {
+		}
+		if s := w.states()[2]; s != DrainingFlows {
+			w.failf("%s: state %s, want draining", name, s)
+		}
+		w.flows[2] = 0
+		w.now = w.now.Add(time.Second)
+		w.tick()
+		w.count(0, true)
+		if s := w.states()[2]; s != Stopping {
+			w.failf("%s: state %s without a flow", name, s)
+		}
+	}
+}
