@@ -259,31 +259,35 @@ func (c *Control) stop(s *service, a policy.Stop) {
 // probe runs the checks of a replica until endProbe.
 func (c *Control) probe(s *service, r *replica, assume bool) {
 	r.endProbe()
-	ctx, cancel := context.WithCancel(c.ctx)
-	r.unprobe = cancel
 	h := s.cfg.Health
 	check := health.Check{
 		Type: health.Type(h.Type), Path: h.Path, Command: h.Command,
 		Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall,
 		Header: checkHeader(s),
 	}
-	name := r.name
-	target := health.Target{Addr: r.any(), Healthy: assume, Exec: func(ctx context.Context, _ []string) (int, string, error) {
-		return c.exec(ctx, name, h.Timeout)
-	}}
-	index := r.index
+	target := health.Target{Addr: r.any(), Healthy: assume, Urgent: r.index < policy.FirstMember}
+	if name := r.name; check.Type == health.Exec {
+		target.Exec = func(ctx context.Context, _ []string) (int, string, error) {
+			return c.exec(ctx, name, h.Timeout)
+		}
+	}
+	turn := r.probes
+	c.await(r)
 	post := func(res health.Result) {
 		c.box.post(func(now time.Time) {
-			if ctx.Err() == nil {
-				c.step(s, now, policy.Health{Index: index, Healthy: res.Healthy, Err: res.Err})
+			if r.probes == turn {
+				c.step(s, now, policy.Health{Index: r.index, Healthy: res.Healthy, Err: res.Err})
+				c.checked(r)
 			}
 		})
 	}
 	if pid, port := r.prepared.PID, s.spec.Port; check.Type == health.None && s.udp() && pid > 0 {
+		ctx, cancel := context.WithCancel(c.ctx)
+		r.unprobe = cancel
 		c.work.Go(func() { awaitBound(ctx, pid, port, post) })
 		return
 	}
-	c.work.Go(func() { health.Run(ctx, check, target, post) })
+	r.unprobe = c.health.Probe(check, target, post).Stop
 }
 
 // udp says whether the service has no address but of UDP.
@@ -301,6 +305,7 @@ func (c *Control) exec(ctx context.Context, name string, timeout time.Duration) 
 }
 
 func (r *replica) endProbe() {
+	r.probes++ // what is under way still is of no interest
 	if r.unprobe != nil {
 		r.unprobe()
 		r.unprobe = nil

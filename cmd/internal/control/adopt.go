@@ -52,6 +52,7 @@ func (c *Control) adopt(ctx context.Context) error {
 			c.retire(s, now)
 		}
 	}
+	c.settle()
 	return nil
 }
 

@@ -18,6 +18,7 @@ type change struct {
 	seq       uint64
 	endpoints map[nft.Endpoint]*nft.Service // nil value: remove
 	removes   bool                          // a backend leaves: fence it
+	done      func()                        // called when the kernel has all before it that it takes; may be nil
 	at        time.Time
 }
 
@@ -81,7 +82,9 @@ func (a *applier) run(ctx context.Context) {
 		}
 		done, refused, err := a.commit(todo)
 		a.acknowledge(done)
-		todo = append(todo[:0], refused...)
+		n := copy(todo, refused)
+		clear(todo[n:]) // thousands of changes at the start are not to be kept
+		todo = todo[:n]
 		if err == nil {
 			retry = applyRetryMin
 			continue
@@ -103,6 +106,9 @@ func (a *applier) commit(todo []change) (done, refused []change, err error) {
 	for _, c := range todo {
 		maps.Copy(want, c.endpoints)
 	}
+	if len(want) == 0 {
+		return todo, nil, nil
+	}
 	begin := time.Now()
 	if err = a.table.Apply(want); err == nil {
 		a.took(time.Since(begin))
@@ -110,6 +116,10 @@ func (a *applier) commit(todo []change) (done, refused []change, err error) {
 	}
 	stuck := map[string]bool{}
 	for _, c := range todo {
+		if len(c.endpoints) == 0 {
+			done = append(done, c)
+			continue
+		}
 		if len(todo) > 1 && !stuck[c.service] {
 			one := a.table.Apply(c.endpoints)
 			if one == nil {
@@ -139,6 +149,13 @@ func (a *applier) acknowledge(done []change) {
 			a.mapped(c.service, c.seq, time.Since(c.at))
 		}
 	}
+	defer func() {
+		for _, c := range done {
+			if c.done != nil {
+				c.done()
+			}
+		}
+	}()
 	if !slices.ContainsFunc(done, func(c change) bool { return c.removes }) {
 		return
 	}

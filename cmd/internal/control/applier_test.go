@@ -62,6 +62,26 @@ func TestCommit(t *testing.T) {
 	}
 }
 
+// TestBarrier: what waits for all changes so far is told after them, and a
+// service that is refused does not keep it waiting.
+func TestBarrier(t *testing.T) {
+	t.Parallel()
+	table := &refusing{bad: at(2)}
+	a := newApplier(table, zerolog.Nop())
+	a.took = func(time.Duration) {}
+	var order []string
+	a.mapped = func(name string, _ uint64, _ time.Duration) { order = append(order, name) }
+	barrier := change{done: func() { order = append(order, "all") }}
+	done, refused, _ := a.commit([]change{to("leaves", 1, 1, true), to("", 1, 2, false), barrier, to("a", 1, 3, false)})
+	if len(refused) != 1 || refused[0].done != nil {
+		t.Fatalf("refused %v", refused)
+	}
+	a.acknowledge(done)
+	if n := len(order); n != 4 || order[n-1] != "all" {
+		t.Errorf("told in the order %q", order)
+	}
+}
+
 // TestAcknowledge: no change of a service is reported before the fence if any
 // of them takes a backend out.
 func TestAcknowledge(t *testing.T) {

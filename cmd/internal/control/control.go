@@ -13,6 +13,7 @@ import (
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/datagram"
 	"sluice/cmd/internal/handover"
+	"sluice/cmd/internal/health"
 	"sluice/cmd/internal/inherit"
 	"sluice/conntrack"
 	"sluice/nft"
@@ -96,14 +97,15 @@ type Options struct {
 
 // A Control runs the services of one host.
 type Control struct {
-	opt  Options
-	log  zerolog.Logger
-	box  *mailbox
-	app  *applier
-	hub  hub
-	ctx  context.Context // ends effects
-	work sync.WaitGroup  // effects
-	talk sync.WaitGroup  // relays
+	opt    Options
+	log    zerolog.Logger
+	box    *mailbox
+	app    *applier
+	health *health.Pool
+	hub    hub
+	ctx    context.Context // ends effects
+	work   sync.WaitGroup  // effects
+	talk   sync.WaitGroup  // relays
 
 	// Owned by the goroutine of Run.
 	services  map[string]*service
@@ -128,7 +130,8 @@ type Control struct {
 
 	stopping bool
 
-	ready chan struct{} // closed when every service is adopted
+	unchecked map[*replica]bool // fixed backends whose first check is awaited; nil: start is over
+	ready     chan struct{}     // closed when every service is adopted and settled
 }
 
 // message is something that happened. It runs in the owner.
@@ -139,7 +142,7 @@ func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
 		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, localnets: map[string]bool{},
-		ready: make(chan struct{}),
+		ready: make(chan struct{}), unchecked: map[*replica]bool{},
 	}
 	c.app = newApplier(o.Table, o.Log)
 	c.app.took = o.Record.Transaction
@@ -154,8 +157,9 @@ func New(o Options) *Control {
 	return c
 }
 
-// Ready is closed when the daemon has adopted what it found and accepts
-// connections for every service.
+// Ready is closed when the daemon has adopted what it found, accepts connections
+// for every service, and the table has the fixed backends whose first check went
+// well. Those that do not answer are not waited for beyond settleLimit.
 func (c *Control) Ready() <-chan struct{} { return c.ready }
 
 // event posts an event for a service; one that is gone meanwhile is dropped.
@@ -240,6 +244,8 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	effects, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	c.ctx = effects
+	c.health = health.NewPool()
+	defer c.health.Close()
 	defer c.close()
 	c.waiting = c.opt.Inherited.Held()
 	if err := c.configure(time.Now(), c.opt.Config); err != nil {
@@ -267,7 +273,6 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 		c.opt.Pulse(c.summary())
 	}
 	c.listening = len(c.listeners)
-	close(c.ready)
 	var batch []message
 	for {
 		timer.Reset(c.due.next(time.Now(), time.Hour))

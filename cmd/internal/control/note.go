@@ -71,6 +71,9 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	case policy.NoteStopFail:
 		level, text = zerolog.WarnLevel, fmt.Sprintf("not removed, next attempt in %s", n.For)
 	}
+	if c.starting() && n.Index >= policy.FirstMember && level == zerolog.InfoLevel {
+		level = zerolog.DebugLevel // one line tells of them all, see settled
+	}
 	c.say(s, now, level, n.Kind, n.Index, n.Err, text)
 }
 
@@ -96,7 +99,11 @@ func (c *Control) warm(s *service, now time.Time) {
 	w := s.wake
 	s.wake = wake{}
 	if w.start.IsZero() || w.started.IsZero() || w.ready.IsZero() {
-		c.say(s, now, zerolog.InfoLevel, policy.NoteWarm, 0, nil, "awake")
+		level := zerolog.InfoLevel
+		if c.starting() && s.cfg.Container == nil {
+			level = zerolog.DebugLevel
+		}
+		c.say(s, now, level, policy.NoteWarm, 0, nil, "awake")
 		return
 	}
 	begin := w.start

@@ -37,7 +37,7 @@ type held struct {
 	endpoint nft.Endpoint
 	at       time.Time
 	client   netip.Addr // with dg
-	kept     string // what it is kept under for the next run; "": it is not
+	kept     string     // what it is kept under for the next run; "": it is not
 }
 
 // replica is what control knows of a container.
@@ -54,6 +54,7 @@ type replica struct {
 	begun        uint64         // flows it was given, as last counted
 	moved        uint64         // bytes of them, as last counted
 	unprobe      func()         // ends its checks; nil: none run
+	probes       int            // how often they were begun or ended
 	unwatch      func()         // ends the death watch; nil: none runs
 }
 

@@ -12,62 +12,39 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // attempt tries the backend once. A connection that is not there within dial
 // is given up; all else has the time-out of the check.
-func (p *prober) attempt(ctx context.Context, dial time.Duration) error {
-	switch p.check.Type {
+func (b *Prober) attempt(ctx context.Context, dial time.Duration) error {
+	switch b.check.Type {
 	case TCP:
-		return p.tcp(ctx, dial)
+		return b.connect(ctx, dial)
 	case HTTP:
-		return p.http(ctx, dial)
+		return b.http(ctx, dial)
 	case Exec:
-		return p.exec(ctx)
+		return b.exec(ctx)
 	default:
-		return fmt.Errorf("unknown type of check %q", p.check.Type)
+		return fmt.Errorf("unknown type of check %q", b.check.Type)
 	}
 }
 
-func (p *prober) tcp(ctx context.Context, timeout time.Duration) error {
-	c, err := p.dial(ctx, timeout, func(fd int) error {
-		// Hold back the ACK that completes the handshake: the reset that
-		// follows closes a connection that accept(2) never returned, and the
-		// application does not even see that it was tried.
-		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
-	})
-	if err != nil {
-		return err
-	}
-	_ = c.Close()
-	return nil
-}
-
-// dial connects to the backend. set may adjust the socket before that.
-func (p *prober) dial(ctx context.Context, timeout time.Duration, set func(fd int) error) (*net.TCPConn, error) {
+// dial connects to the backend.
+func (b *Prober) dial(ctx context.Context, timeout time.Duration) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: timeout, KeepAlive: -1}
 	// Other socket options than TCP's do not work on an MPTCP socket, and one
 	// attempt needs no second path.
 	d.SetMultipathTCP(false)
 	d.Control = func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		if cerr := raw.Control(func(fd uintptr) {
-			// Close with a reset: a port in TIME_WAIT for every attempt
-			// would use up a host's ports at some hundred backends.
-			err = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-			if err == nil && set != nil {
-				err = set(int(fd))
-			}
-		}); cerr != nil {
+		if cerr := raw.Control(func(fd uintptr) { err = abrupt(int(fd)) }); cerr != nil {
 			return cerr
 		}
 		return err
 	}
-	c, err := d.DialContext(ctx, "tcp", p.target.Addr.String())
+	c, err := d.DialContext(ctx, "tcp", b.target.Addr.String())
 	if err != nil {
-		return nil, p.explain("dial", err)
+		return nil, b.explain("dial", err)
 	}
 	return c.(*net.TCPConn), nil
 }
@@ -80,39 +57,39 @@ const (
 // http sends one request on a connection of its own. It speaks for itself
 // instead of using http.Transport, which would cost two goroutines per attempt
 // and ten times the memory, for redirects, pools and proxies not wanted here.
-func (p *prober) http(ctx context.Context, timeout time.Duration) error {
-	deadline := time.Now().Add(p.check.Timeout)
-	c, err := p.dial(ctx, timeout, nil)
+func (b *Prober) http(ctx context.Context, timeout time.Duration) error {
+	deadline := time.Now().Add(b.check.Timeout)
+	c, err := b.dial(ctx, timeout)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	if err := c.SetDeadline(deadline); err != nil {
-		return p.explain("set deadline", err)
+		return b.explain("set deadline", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	host := p.check.Host
+	host := b.check.Host
 	if host == "" {
-		host = p.target.Addr.String()
+		host = b.target.Addr.String()
 	}
 	// In one segment with the header: an application that reads only what it
 	// expects of a proxy is not to wait for the rest.
 	_, err = fmt.Fprintf(c, "%sGET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-		p.check.Header, p.check.Path, host)
+		b.check.Header, b.check.Path, host)
 	if err != nil {
-		return p.explain("write", err)
+		return b.explain("write", err)
 	}
 	limit := &io.LimitedReader{R: c, N: maxAnswer}
 	r := bufio.NewReader(limit)
 	for {
 		answer, err := http.ReadResponse(r, nil) //nolint:bodyclose // see drain
 		if err != nil && limit.N == 0 {
-			return fmt.Errorf("read tcp %s: answer without end", p.target.Addr)
+			return fmt.Errorf("read tcp %s: answer without end", b.target.Addr)
 		}
 		if err != nil {
-			return p.explain("read", err)
+			return b.explain("read", err)
 		}
 		if answer.StatusCode < 200 && answer.StatusCode != http.StatusSwitchingProtocols {
 			continue // 100 Continue, 103 Early Hints: the answer is to come
@@ -133,15 +110,15 @@ func drain(c net.Conn, body io.Reader) {
 	_, _ = io.CopyN(io.Discard, body, maxBody)
 }
 
-func (p *prober) exec(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, p.check.Timeout)
+func (b *Prober) exec(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, b.check.Timeout)
 	defer cancel()
-	code, out, err := p.target.Exec(ctx, p.check.Command)
+	code, out, err := b.target.Exec(ctx, b.check.Command)
 	switch {
 	case err == nil && code == 0:
 		return nil
 	case ctx.Err() != nil:
-		return fmt.Errorf("exec timed out after %s", p.check.Timeout)
+		return fmt.Errorf("exec timed out after %s", b.check.Timeout)
 	case err != nil:
 		return fmt.Errorf("exec: %w", err)
 	}
@@ -164,7 +141,10 @@ func lastLine(out string) string {
 
 // explain words an error of the network. The words do not change from attempt
 // to attempt, as those of package net do with their source ports.
-func (p *prober) explain(op string, err error) error {
+func (b *Prober) explain(op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	var ne net.Error
 	var errno syscall.Errno
 	var oe *net.OpError
@@ -178,5 +158,5 @@ func (p *prober) explain(op string, err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = fmt.Errorf("connection closed without an answer: %w", err)
 	}
-	return fmt.Errorf("%s tcp %s: %w", op, p.target.Addr, err)
+	return fmt.Errorf("%s tcp %s: %w", op, b.target.Addr, err)
 }

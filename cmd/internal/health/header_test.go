@@ -51,7 +51,7 @@ func TestUnseen(t *testing.T) {
 	t.Parallel()
 	at := addr()
 	l := listen(t, at, 128).(*net.TCPListener)
-	p := &prober{check: check(TCP), target: Target{Addr: at}}
+	p := &Prober{check: check(TCP), target: Target{Addr: at}}
 	const tries = 50
 	for range tries {
 		if err := p.attempt(t.Context(), patient); err != nil {

@@ -25,7 +25,17 @@ import (
 // patient is how long a test waits for what must happen.
 const patient = 30 * time.Second
 
-// running is a Run in the background.
+// run tries a backend in a pool of its own until ctx is done.
+func run(ctx context.Context, c Check, t Target, post func(Result)) {
+	p := NewPool()
+	defer p.Close()
+	if b := p.Probe(c, t, post); b != nil {
+		<-ctx.Done()
+		b.Stop()
+	}
+}
+
+// running is a run in the background.
 type running struct {
 	results chan Result
 	cancel  context.CancelFunc
@@ -39,7 +49,7 @@ func start(t *testing.T, c Check, target Target) *running {
 	r := &running{results: make(chan Result, 1024), cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		Run(ctx, c, target, func(res Result) {
+		run(ctx, c, target, func(res Result) {
 			if ctx.Err() != nil {
 				r.late = append(r.late, res)
 				return
@@ -51,14 +61,14 @@ func start(t *testing.T, c Check, target Target) *running {
 	return r
 }
 
-// stop ends Run and waits for its return.
+// stop ends run and waits for its return.
 func (r *running) stop(t *testing.T) {
 	t.Helper()
 	r.cancel()
 	select {
 	case <-r.done:
 	case <-time.After(patient):
-		t.Fatal("Run does not return after its context is done")
+		t.Fatal("run does not return after its context is done")
 	}
 }
 
@@ -227,7 +237,7 @@ func TestNoTimeWait(t *testing.T) {
 				}()
 			}
 		}()
-		p := &prober{check: check(typ), target: Target{Addr: at}}
+		p := &Prober{check: check(typ), target: Target{Addr: at}}
 		for range 20 {
 			if err := p.attempt(t.Context(), patient); err != nil {
 				t.Fatal(err)
@@ -278,7 +288,7 @@ func TestRiseFall(t *testing.T) {
 	var got []news
 	ctx, cancel := context.WithTimeout(t.Context(), patient)
 	defer cancel()
-	Run(ctx, c, Target{Addr: at}, func(r Result) {
+	run(ctx, c, Target{Addr: at}, func(r Result) {
 		text := "healthy"
 		if !r.Healthy {
 			text = r.Err.Error()
@@ -312,7 +322,7 @@ func TestNone(t *testing.T) {
 	t.Parallel()
 	for _, adopted := range []bool{false, true} {
 		var got []Result
-		Run(t.Context(), Check{Type: None}, Target{Healthy: adopted}, func(r Result) { got = append(got, r) })
+		run(t.Context(), Check{Type: None}, Target{Healthy: adopted}, func(r Result) { got = append(got, r) })
 		want := []Result{{Healthy: true}}
 		if adopted {
 			want = nil
@@ -334,11 +344,11 @@ func TestHTTPRequest(t *testing.T) {
 		got = append(got, r.Method+" "+r.Host+" "+r.RequestURI)
 		clients[r.RemoteAddr] = true
 	}))
-	p := &prober{check: check(HTTP), target: Target{Addr: at}}
+	p := &Prober{check: check(HTTP), target: Target{Addr: at}}
 	p.check.Path = "/ready?deep=1"
-	p2 := &prober{check: p.check, target: p.target}
+	p2 := &Prober{check: p.check, target: p.target}
 	p2.check.Host = "example.org"
-	for _, p := range []*prober{p, p2} {
+	for _, p := range []*Prober{p, p2} {
 		if err := p.attempt(t.Context(), patient); err != nil {
 			t.Fatal(err)
 		}
@@ -395,7 +405,7 @@ func TestHTTPAnswers(t *testing.T) {
 					<-end
 				}
 			}()
-			p := &prober{check: check(HTTP), target: Target{Addr: at}}
+			p := &Prober{check: check(HTTP), target: Target{Addr: at}}
 			p.check.Timeout = time.Hour
 			result := make(chan error, 1)
 			go func() { result <- p.attempt(t.Context(), patient) }()
@@ -427,7 +437,7 @@ func TestHTTPHangs(t *testing.T) {
 	}
 }
 
-// Whatever Run is about when its context is done, it returns.
+// Whatever a prober is about when it is stopped, that ends.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{}, 1)
@@ -535,7 +545,7 @@ func TestExec(t *testing.T) {
 		{0, "fine", nil, ""},
 	}
 	for _, a := range answers {
-		p := &prober{check: check(Exec)}
+		p := &Prober{check: check(Exec)}
 		p.check.Command = []string{"check", "-v"}
 		p.target.Exec = func(_ context.Context, argv []string) (int, string, error) {
 			if !slices.Equal(argv, p.check.Command) {
@@ -562,7 +572,7 @@ func TestExecTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := check(Exec)
 		c.Timeout = 3 * time.Second
-		p := &prober{check: c}
+		p := &Prober{check: c}
 		p.target.Exec = func(ctx context.Context, _ []string) (int, string, error) {
 			<-ctx.Done()
 			return -1, "", ctx.Err()
@@ -583,7 +593,7 @@ func TestEagerPace(t *testing.T) {
 		begin := time.Now()
 		var at []time.Duration
 		var results []Result
-		Run(ctx, check(Exec), Target{Exec: func(context.Context, []string) (int, string, error) {
+		run(ctx, check(Exec), Target{Exec: func(context.Context, []string) (int, string, error) {
 			at = append(at, time.Since(begin))
 			return 1, "", nil
 		}}, func(r Result) { results = append(results, r) })
@@ -612,7 +622,7 @@ func TestEagerSlowCommand(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		var busy time.Duration
-		Run(ctx, check(Exec), Target{Exec: func(context.Context, []string) (int, string, error) {
+		run(ctx, check(Exec), Target{Exec: func(context.Context, []string) (int, string, error) {
 			time.Sleep(400 * time.Millisecond)
 			busy += 400 * time.Millisecond
 			return 1, "", nil
@@ -631,7 +641,7 @@ func TestChangingWords(t *testing.T) {
 		defer cancel()
 		n := 0
 		var said []time.Time
-		Run(ctx, check(Exec), Target{Exec: func(context.Context, []string) (int, string, error) {
+		run(ctx, check(Exec), Target{Exec: func(context.Context, []string) (int, string, error) {
 			n++
 			return 1, fmt.Sprint(n), nil
 		}}, func(Result) { said = append(said, time.Now()) })
@@ -651,7 +661,7 @@ func TestChangingWords(t *testing.T) {
 func TestSpread(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const backends, interval = 2000, 2 * time.Second
+		const backends, interval = 1000, 2 * time.Second
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
 		defer cancel()
 		begin := time.Now()
@@ -663,7 +673,7 @@ func TestSpread(t *testing.T) {
 		var wg sync.WaitGroup
 		for range backends {
 			wg.Go(func() {
-				Run(ctx, c, Target{Healthy: true, Exec: func(context.Context, []string) (int, string, error) {
+				run(ctx, c, Target{Healthy: true, Exec: func(context.Context, []string) (int, string, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					perTenth[int(time.Since(begin)/(interval/10))]++
@@ -730,26 +740,21 @@ func BenchmarkParked(b *testing.B) {
 			_ = c.Close()
 		}
 	}()
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
-	var wg sync.WaitGroup
+	p := NewPool()
+	defer p.Close()
 	c := Check{Type: TCP, Interval: time.Hour, Timeout: time.Second, Rise: 1, Fall: 1}
 	up := make(chan struct{}, 64)
 	before := footprint()
 	n := 0
 	for b.Loop() {
-		wg.Go(func() {
-			Run(ctx, c, Target{Addr: at}, func(r Result) {
-				if r.Healthy { // on a busy machine an attempt may be given up before
-					up <- struct{}{}
-				}
-			})
+		p.Probe(c, Target{Addr: at}, func(r Result) {
+			if r.Healthy { // on a busy machine an attempt may be given up before
+				up <- struct{}{}
+			}
 		})
 		<-up
 		n++
 	}
 	b.ReportMetric(float64(seen.Load())/float64(n), "accepted/prober")
 	b.ReportMetric(float64(footprint()-before)/float64(n), "B/prober")
-	cancel()
-	wg.Wait()
 }
