@@ -7,7 +7,7 @@ PREFIX  ?= /usr/local
 UNITDIR ?= /etc/systemd/system
 
 GOLANGCI    := 2.12.2
-GOVULNCHECK := 1.9.0
+GOVULNCHECK := 1.8.0
 
 # What is tested, as in make test PKGS=./nft
 PKGS ?= ./...
