@@ -92,7 +92,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), checkCommand(), statusCommand(), eventsCommand(),
-			scaleCommand(), wakeCommand(), drainCommand(), reloadCommand(), simulateCommand(), cleanupCommand(), versionCommand(),
+			scaleCommand(), wakeCommand(), drainCommand(), reloadCommand(), simulateCommand(), doctorCommand(), cleanupCommand(), versionCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -13,7 +13,7 @@ import (
 func privileged() error {
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
-		return fmt.Errorf("run: read own capabilities: %w", err)
+		return fmt.Errorf("read own capabilities: %w", err)
 	}
 	var missing []string
 	for _, c := range []struct {
@@ -28,7 +28,7 @@ func privileged() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("run: without %s nothing works: run it as root, or give its unit CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE", strings.Join(missing, " and "))
+		return fmt.Errorf("without %s nothing works: run it as root, or give its unit CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE", strings.Join(missing, " and "))
 	}
 	return nil
 }

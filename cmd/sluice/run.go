@@ -49,7 +49,7 @@ func runCommand() *cli.Command {
 				cfg.Daemon.Admin = a
 			}
 			if err := privileged(); err != nil {
-				return err
+				return fmt.Errorf("run: %w", err)
 			}
 			return daemon(c.Context, cfg, c.String("config"), c.App.ErrWriter)
 		},

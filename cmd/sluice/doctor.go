@@ -1,0 +1,64 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/doctor"
+)
+
+func doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "look whether this host is fit, and say what to change",
+		Description: "Changes nothing. Exit code 1 if something keeps a service from working;\n" +
+			"warnings do not count.",
+		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"}},
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			out := c.String("output")
+			if out != "table" && out != "json" {
+				return usageError{fmt.Errorf("doctor: no output %q: table or json", out)}
+			}
+			cfg, err := config.Load(c.String("config"))
+			if err != nil {
+				return err
+			}
+			if err := privileged(); err != nil {
+				return fmt.Errorf("doctor: %w", err)
+			}
+			_, down := client(c).Status(c.Context)
+			host := doctor.Host{Config: cfg, Running: down == nil}
+			list := host.Examine(c.Context)
+			if out == "json" {
+				enc := json.NewEncoder(c.App.Writer)
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(map[string]any{"findings": list}); err != nil {
+					return err
+				}
+			} else {
+				t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+				for _, f := range list {
+					fmt.Fprintf(t, "%s\t%s\t%s\n", f.Level, f.Check, f.Text)
+					if f.Remedy != "" {
+						fmt.Fprintf(t, "\t\t-> %s\n", f.Remedy)
+					}
+				}
+				if err := t.Flush(); err != nil {
+					return err
+				}
+			}
+			if doctor.Worst(list) == doctor.Fail {
+				return errors.New("doctor: this host is not fit: see the lines that begin with fail")
+			}
+			return nil
+		},
+	}
+}
