@@ -24,6 +24,7 @@ import (
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/control"
 	"sluice/cmd/internal/datagram"
+	"sluice/cmd/internal/firstbyte"
 	"sluice/cmd/internal/handover"
 	"sluice/cmd/internal/metrics"
 	"sluice/conntrack"
@@ -136,6 +137,11 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 	defer loop.Close()
 	log.Info().Str("accept", loop.Name()).Msg("accept loop")
 
+	silence, err := firstbyte.Open(func(id uint64) { <-started; ctl.Spoken(id) })
+	if err != nil {
+		return fmt.Errorf("silent connections: %w", err)
+	}
+	defer silence.Close()
 	untracked, err := conntrack.Open(0, 0) // entries without a mark: of datagrams that came too early
 	if err != nil {
 		return fmt.Errorf("conntrack: %w", err)
@@ -158,7 +164,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		log.Warn().Err(err).Msg("held connections are relayed: they cannot be handed over here")
 	}
 	ctl = control.New(control.Options{
-		Porter: porter, Datagrams: datagrams,
+		Porter: porter, Silence: silence, Datagrams: datagrams,
 		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
 		Accept: loop, Record: record, Log: log,
 		Keep: manager.keeper(), Inherited: left, Pulse: manager.pulse, PulseEvery: manager.pulseEvery(),

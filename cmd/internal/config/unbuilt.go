@@ -18,7 +18,6 @@ type gate struct {
 // yet. Whoever builds something deletes its line here.
 func unbuilt() []gate {
 	return []gate{
-		{key: "wake_after", hit: func(s *Service) bool { return s.WakeAfter != WakeAfterAccept }, use: `"accept"`},
 		{key: "canary", hit: func(s *Service) bool { return s.Canary != nil }},
 	}
 }

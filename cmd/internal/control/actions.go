@@ -36,8 +36,8 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		r := s.replica(a.Index)
 		r.asleep = true
 		c.screen(s) // before it is frozen, and commits faster
-		names := c.backends(s, r)
-		c.work.Go(func() { c.pause(s, r, names) })
+		names, patient := c.backends(s, r), s.patient()
+		c.work.Go(func() { c.pause(s, r, patient, names) })
 	case policy.Thaw:
 		r := s.replica(a.Index)
 		names := c.backends(s, r)
@@ -70,6 +70,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 				s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
 			}
 			c.box.post(func(now time.Time) {
+				s.log.Debug().Err(err).Str("backend", r.name).Int("flows", n).Msg("flows counted")
 				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + r.carries, Known: err == nil})
 			})
 		})
@@ -87,6 +88,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 
 func (c *Control) arm(s *service, mode accept.Mode) {
 	s.mode = mode
+	mode = s.acceptMode(mode)
 	for _, l := range s.listeners {
 		if l.ln == nil {
 			continue // datagrams are held or passed on, see pass
@@ -110,13 +112,18 @@ func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
 		c.reset(conn.FD)
 		return
 	}
-	c.hold(l.service, now, h)
+	if !c.silent(l.service, h) {
+		c.hold(l.service, now, h)
+	}
 }
 
 // hold lets the policy decide about a client that waits for a backend.
 func (c *Control) hold(s *service, now time.Time, h held) {
 	c.nextConn++
 	s.held[c.nextConn] = h
+	if s.patient() && len(s.held) == spokenMost {
+		c.arm(s, s.mode)
+	}
 	if s.wake.accepted.IsZero() {
 		s.wake.accepted = h.at
 	}

@@ -75,7 +75,7 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		if r.Paused {
 			c.paused[s] = true
 			s.replica(p.Index).asleep = true
-			c.watchFor(s.cfg.WakeAfter == config.WakeAfterData, c.backends(s, s.replica(p.Index)))
+			c.watchFor(s.patient(), c.backends(s, s.replica(p.Index)))
 		}
 		for _, ep := range s.endpoints {
 			r.Mapped = r.Mapped || slices.Contains(table[ep].Slots, s.replica(p.Index).at(ep.Addr))
@@ -143,6 +143,7 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 // forget drops a removed service that has come to rest.
 func (c *Control) forget(s *service) {
 	c.due.set(s, time.Time{})
+	c.silence(s)
 	s.shares = nil
 	c.app.apply(c.slotted(s, false))
 	delete(c.services, s.name)

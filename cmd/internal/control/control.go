@@ -83,6 +83,7 @@ type Options struct {
 	Replicas  Replicas
 	Accept    accept.Loop
 	Datagrams *datagram.Group
+	Silence   Silence
 	Porter    Porter       // nil: every held connection is relayed
 	Keep      Keeper       // nil: nothing outlives the process
 	Inherited *inherit.Set // what an earlier run has left; Run empties it
@@ -111,8 +112,10 @@ type Control struct {
 	services  map[string]*service
 	listeners map[uint64]*listener
 	endpoints map[nft.Endpoint]*service
-	levelled  map[*service]bool // those whose loads are levelled now
-	paused    map[*service]bool // those with a paused backend
+	levelled  map[*service]bool   // those whose loads are levelled now
+	paused    map[*service]bool   // those with a paused backend
+	hushed    map[*service]bool   // those with silent connections
+	owners    map[uint64]*service // of these
 	due       deadlines
 	todo      []serving // connections taken in this turn
 	nextConn  uint64
@@ -141,7 +144,7 @@ type message func(now time.Time)
 func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
-		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, localnets: map[string]bool{},
+		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, hushed: map[*service]bool{}, owners: map[uint64]*service{}, localnets: map[string]bool{},
 		ready: make(chan struct{}), unchecked: map[*replica]bool{},
 	}
 	c.app = newApplier(o.Table, o.Log)
@@ -290,6 +293,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			c.serve()
 		case <-load.C:
 			now := time.Now() // the tick may have waited
+			c.outwait(now)
 			c.loads(now)
 			c.correct(now)
 			c.serve()
@@ -320,6 +324,9 @@ func (c *Control) step(s *service, now time.Time, ev policy.Event) {
 	c.due.set(s, s.policy.Deadline())
 	if phase := s.policy.Phase(); phase != was {
 		s.log.Debug().Stringer("from", was).Stringer("to", phase).Msg("phase")
+		if phase == policy.Warm && len(s.silents.by) > 0 {
+			c.box.post(func(now time.Time) { c.admit(s, now) }) // not a step within a step
+		}
 		if phase == policy.Cold && s.removed {
 			c.forget(s)
 		}
@@ -340,6 +347,7 @@ func (c *Control) close() {
 		c.shut(l)
 	}
 	for _, s := range c.services {
+		c.silence(s)
 		for _, h := range s.held {
 			if h.kept != "" {
 				_ = unix.Close(h.fd) // the next run goes on with it

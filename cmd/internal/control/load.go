@@ -91,6 +91,9 @@ func (c *Control) load(s *service) policy.Load {
 
 // queued counts the completed connections that wait in the kernel.
 func (s *service) queued() (total int) {
+	if s.listening() {
+		return 0 // who has said nothing does not count
+	}
 	for _, w := range s.listeners {
 		if w.ln == nil {
 			continue

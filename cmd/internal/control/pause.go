@@ -8,7 +8,6 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"sluice/cmd/internal/config"
 	"sluice/conntrack"
 	"sluice/nft"
 	"sluice/policy"
@@ -16,8 +15,8 @@ import (
 
 // pause freezes a replica. The alarm is set before, so that nothing that is
 // sent to it goes unnoticed.
-func (c *Control) pause(s *service, r *replica, names []conntrack.Backend) {
-	c.watchFor(s.cfg.WakeAfter == config.WakeAfterData, names)
+func (c *Control) pause(s *service, r *replica, patient bool, names []conntrack.Backend) {
+	c.watchFor(patient, names)
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
 	err := c.opt.Replicas.Pause(ctx, r.name)
@@ -60,11 +59,23 @@ func (c *Control) watchFor(patient bool, names []conntrack.Backend) {
 	for _, b := range names {
 		if !patient || b.Proto == unix.IPPROTO_UDP {
 			c.opt.Flows.Arm(b)
+		} else {
+			c.opt.Flows.Disarm(b)
 		}
 		asleep[key(b.Backend, b.Proto)] = true
 	}
 	if err := c.opt.Table.Asleep(asleep); err != nil {
 		c.log.Warn().Err(err).Msg("data on open flows will not wake a paused backend")
+	}
+}
+
+// alert sets the alarms of paused replicas as the configuration now is.
+func (c *Control) alert(s *service) {
+	patient := s.patient()
+	for _, r := range s.replicas {
+		if names := c.backends(s, r); r.asleep {
+			c.work.Go(func() { c.watchFor(patient, names) })
+		}
 	}
 }
 

@@ -70,7 +70,8 @@ type service struct {
 	endpoints []nft.Endpoint // also those of a service without listeners
 	replicas  map[int]*replica
 	held      map[uint64]held
-	mode      accept.Mode                 // of its listeners
+	silents   silents                     // of a patient service
+	mode      accept.Mode                 // of its listeners, as the policy asks for
 	members   int                         // indices given to members
 	found     map[string][]resolve.Target // what SRV names stand for
 	unresolve func()                      // ends following them
@@ -313,7 +314,7 @@ func (s *service) spread(addrs []netip.AddrPort, weights []int) []int {
 // kernel is what the table holds of an address of the service.
 func (s *service) kernel(ep nft.Endpoint, slots []netip.AddrPort) *nft.Service {
 	k := &nft.Service{
-		Screen: len(s.cfg.Allow) > 0 && !s.awake(), Allow: allowed(s.cfg.Allow, ep), Patient: s.cfg.WakeAfter == config.WakeAfterData,
+		Screen: len(s.cfg.Allow) > 0 && !s.awake(), Allow: allowed(s.cfg.Allow, ep), Patient: s.patient(),
 		Slots: slots, Affinity: s.cfg.Affinity, Masquerade: s.cfg.Source == config.SourceMasquerade,
 		Limits: nft.Limits{
 			MaxFlows: uint32(s.cfg.Limits.MaxFlows), MaxFlowsPerClient: uint32(s.cfg.Limits.MaxFlowsPerClient), //nolint:gosec // validated

@@ -33,6 +33,7 @@ type ServiceStatus struct {
 
 	Relaying   int    `json:"relaying"`    // relayed connections open now
 	FlowsTotal uint64 `json:"flows_total"` // since the daemon started
+	Silent     int    `json:"silent"`      // accepted, have said nothing yet, and so wake nothing
 	Limited    uint64 `json:"limited"`     // packets that would have begun a flow, dropped for the service's limits
 }
 
@@ -111,7 +112,7 @@ func (c *Control) status(s *service) ServiceStatus {
 	v := s.policy.View()
 	st := ServiceStatus{
 		Name: s.name, Phase: v.Phase.String(), Desired: v.Desired, Ready: v.Ready, Held: v.Held,
-		Relayed: s.counts.relayed, HandedOver: s.counts.handedOver, Relaying: s.relaying(),
+		Relayed: s.counts.relayed, HandedOver: s.counts.handedOver, Relaying: s.relaying(), Silent: len(s.silents.by),
 		Listen: []string{}, Backends: []BackendStatus{},
 	}
 	for _, ep := range s.endpoints {
