@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // attempt tries the backend once. A connection that is not there within dial
@@ -117,6 +119,8 @@ func (b *Prober) exec(ctx context.Context) error {
 	switch {
 	case err == nil && code == 0:
 		return nil
+	case errors.Is(err, ErrUntried):
+		return fmt.Errorf("exec: %w", err)
 	case ctx.Err() != nil:
 		return fmt.Errorf("exec timed out after %s", b.check.Timeout)
 	case err != nil:
@@ -139,6 +143,15 @@ func lastLine(out string) string {
 	return strings.ToValidUTF8(out, "?")
 }
 
+// short says that this host or process has run short of something.
+func short(errno syscall.Errno) bool {
+	switch errno {
+	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EADDRNOTAVAIL:
+		return true
+	}
+	return false
+}
+
 // explain words an error of the network. The words do not change from attempt
 // to attempt, as those of package net do with their source ports.
 func (b *Prober) explain(op string, err error) error {
@@ -153,6 +166,9 @@ func (b *Prober) explain(op string, err error) error {
 		err = os.ErrDeadlineExceeded
 	case errors.As(err, &errno):
 		err = errno
+		if short(errno) {
+			err = fmt.Errorf("%w: %w", ErrUntried, errno)
+		}
 	case errors.As(err, &oe):
 		err = oe.Err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 )
@@ -29,9 +30,13 @@ type Check struct {
 	Fall     int           // failures in a row from healthy to unhealthy
 }
 
+// ErrUntried marks what says nothing about a backend: it could not be tried, for
+// want of something on this side. Such an attempt counts neither way.
+var ErrUntried = errors.New("not tried")
+
 // Execer runs argv where the backend is and returns its exit code and what it
 // wrote. It must return soon after ctx is done. err is only for a command that
-// could not be run.
+// could not be run; it wraps [ErrUntried] if that is not the backend's fault.
 type Execer func(ctx context.Context, argv []string) (code int, out string, err error)
 
 // Target is the backend to be tried.

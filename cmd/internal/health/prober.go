@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -73,6 +74,9 @@ func (b *Prober) try(ctx context.Context) (wait time.Duration) {
 	err := b.attempt(ctx, b.check.Timeout)
 	if ctx.Err() != nil {
 		return 0
+	}
+	if errors.Is(err, ErrUntried) {
+		return jitter(b.check.Interval)
 	}
 	changed := b.streak.add(err == nil)
 	switch {
