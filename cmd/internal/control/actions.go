@@ -36,18 +36,20 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		r := s.replica(a.Index)
 		r.asleep = true
 		c.screen(s) // before it is frozen, and commits faster
-		names, patient := c.backends(s, r), s.patient()
-		c.work.Go(func() { c.pause(s, r, patient, names) })
+		names, id, patient := c.backends(s, r), r.ref(), s.patient()
+		c.work.Go(func() { c.pause(s, r, id, patient, names) })
 	case policy.Thaw:
 		r := s.replica(a.Index)
-		names := c.backends(s, r)
-		c.work.Go(func() { c.thaw(s, r, names) })
+		names, id := c.backends(s, r), r.ref()
+		c.work.Go(func() { c.thaw(s, r, id, names) })
 	case policy.Stop:
 		c.stop(s, a)
 	case policy.Probe:
 		c.probe(s, s.replica(a.Index), a.Assume)
 	case policy.Unprobe:
-		s.replica(a.Index).endProbe()
+		r := s.replica(a.Index)
+		r.endProbe()
+		r.halted = false
 	case policy.Map:
 		if len(a.Shares) > 0 && s.wake.ready.IsZero() {
 			s.wake.ready = now
@@ -192,6 +194,9 @@ func callTimeout(s *service) time.Duration { return s.cfg.Start.Timeout + time.M
 func (c *Control) know(s *service, p podman.Replica) {
 	r := s.replica(p.Index)
 	r.id, r.since, r.prepared = p.ID, time.Now(), p
+	if p.Name != "" {
+		r.name = p.Name
+	}
 	r.addr4, r.addr6 = netip.AddrPort{}, netip.AddrPort{}
 	if p.Addr4.IsValid() {
 		r.addr4 = netip.AddrPortFrom(p.Addr4, p.Port)
@@ -231,11 +236,12 @@ func (c *Control) gone(ctx context.Context, s *service, index int, detail string
 func (c *Control) stop(s *service, a policy.Stop) {
 	r := s.replica(a.Index)
 	r.endProbe()
+	r.halted = false
 	r.endWatch()
 	if r.asleep {
 		c.unwatch(s.log, r.name, c.backends(s, r))
 	}
-	names := targets(c.backends(s, r))
+	names, id := targets(c.backends(s, r)), r.ref()
 	var timeout time.Duration
 	if s.cfg.Container != nil {
 		timeout = s.cfg.Container.StopTimeout
@@ -245,8 +251,8 @@ func (c *Control) stop(s *service, a policy.Stop) {
 		defer cancel()
 		var err error
 		if r.index < policy.FirstMember {
-			if err = c.opt.Replicas.Stop(ctx, r.name, timeout); err == nil {
-				err = c.opt.Replicas.Remove(ctx, r.name)
+			if err = c.opt.Replicas.Stop(ctx, id, timeout); err == nil {
+				err = c.opt.Replicas.Remove(ctx, id)
 			}
 		}
 		for _, t := range names {
@@ -266,6 +272,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 // probe runs the checks of a replica until endProbe.
 func (c *Control) probe(s *service, r *replica, assume bool) {
 	r.endProbe()
+	r.halted = false
 	h := s.cfg.Health
 	check := health.Check{
 		Type: health.Type(h.Type), Path: h.Path, Command: h.Command,
@@ -273,9 +280,9 @@ func (c *Control) probe(s *service, r *replica, assume bool) {
 		Header: checkHeader(s),
 	}
 	target := health.Target{Addr: r.any(), Healthy: assume, Urgent: r.index < policy.FirstMember}
-	if name := r.name; check.Type == health.Exec {
+	if id := r.ref(); check.Type == health.Exec {
 		target.Exec = func(ctx context.Context, _ []string) (int, string, error) {
-			return c.exec(ctx, name, h.Timeout)
+			return c.exec(ctx, id, h.Timeout)
 		}
 	}
 	turn := r.probes
@@ -285,6 +292,9 @@ func (c *Control) probe(s *service, r *replica, assume bool) {
 			if r.probes == turn {
 				c.step(s, now, policy.Health{Index: r.index, Healthy: res.Healthy, Err: res.Err})
 				c.checked(r)
+				if !res.Healthy {
+					c.look(s, now, r)
+				}
 			}
 		})
 	}
@@ -302,9 +312,13 @@ func (s *service) udp() bool {
 	return !slices.ContainsFunc(s.cfg.Listen, func(l config.Listen) bool { return l.Proto != config.UDP })
 }
 
-// exec runs the health command that the container was made with.
-func (c *Control) exec(ctx context.Context, name string, timeout time.Duration) (int, string, error) {
-	healthy, err := c.opt.Replicas.Probe(ctx, name, timeout)
+// exec runs the health command that the container was made with. That Podman
+// does not answer says nothing about the container.
+func (c *Control) exec(ctx context.Context, id string, timeout time.Duration) (int, string, error) {
+	healthy, err := c.opt.Replicas.Probe(ctx, id, timeout)
+	if errors.Is(err, podman.ErrUnreachable) || errors.Is(err, context.DeadlineExceeded) && c.opt.Replicas.Ping(c.ctx) != nil {
+		err = fmt.Errorf("%w: %w", health.ErrUntried, err)
+	}
 	if err != nil || healthy {
 		return 0, "", err
 	}

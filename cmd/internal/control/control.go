@@ -45,6 +45,8 @@ type Flows interface {
 // Replicas makes containers.
 type Replicas interface {
 	List(context.Context) ([]podman.Replica, error)
+	Inspect(context.Context, string) (podman.Replica, error)
+	Ping(context.Context) error
 	Create(context.Context, podman.Spec, int) (podman.Replica, error)
 	Init(context.Context, string) (podman.Replica, error)
 	Start(context.Context, string) (podman.Replica, error)
@@ -120,8 +122,9 @@ type Control struct {
 	todo      []serving // connections taken in this turn
 	nextConn  uint64
 	nextID    uint64
-	localnets map[string]bool // networks seen to by localnet
-	host      []netip.Addr    // see locals
+	localnets map[string]string // bridges of the networks seen to by localnet
+	settledAt time.Time         // see settleLocalnets
+	host      []netip.Addr      // see locals
 	hostAt    time.Time
 	synced    time.Time // flows were last dumped
 	adopted   bool
@@ -144,7 +147,7 @@ type message func(now time.Time)
 func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
-		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, hushed: map[*service]bool{}, owners: map[uint64]*service{}, localnets: map[string]bool{},
+		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, hushed: map[*service]bool{}, owners: map[uint64]*service{}, localnets: map[string]string{},
 		ready: make(chan struct{}), unchecked: map[*replica]bool{},
 	}
 	c.app = newApplier(o.Table, o.Log)
@@ -295,6 +298,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			now := time.Now() // the tick may have waited
 			c.outwait(now)
 			c.loads(now)
+			c.settleLocalnets(now)
 			c.correct(now)
 			c.serve()
 		case <-pulse:

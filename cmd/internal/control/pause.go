@@ -15,15 +15,16 @@ import (
 
 // pause freezes a replica. The alarm is set before, so that nothing that is
 // sent to it goes unnoticed.
-func (c *Control) pause(s *service, r *replica, patient bool, names []conntrack.Backend) {
+func (c *Control) pause(s *service, r *replica, id string, patient bool, names []conntrack.Backend) {
 	c.watchFor(patient, names)
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
-	err := c.opt.Replicas.Pause(ctx, r.name)
+	err := c.opt.Replicas.Pause(ctx, id)
 	if err != nil {
 		c.unwatch(s.log, r.name, names)
 	}
 	c.box.post(func(now time.Time) {
+		r.since = now
 		if err != nil {
 			r.asleep = false
 			c.screen(s)
@@ -32,12 +33,13 @@ func (c *Control) pause(s *service, r *replica, patient bool, names []conntrack.
 	})
 }
 
-func (c *Control) thaw(s *service, r *replica, names []conntrack.Backend) {
+func (c *Control) thaw(s *service, r *replica, id string, names []conntrack.Backend) {
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
-	err := c.opt.Replicas.Unpause(ctx, r.name)
+	err := c.opt.Replicas.Unpause(ctx, id)
 	c.unwatch(s.log, r.name, names)
 	c.box.post(func(now time.Time) {
+		r.since = now
 		if err == nil {
 			r.asleep = false
 			c.screen(s)

@@ -51,6 +51,9 @@ type replica struct {
 	carries      int            // connections that the daemon still has a part in
 	relays       int            // of these, those that are relayed
 	asleep       bool           // an alarm is set for it
+	halted       bool           // somebody else has paused it
+	looking      bool           // Podman is being asked about it
+	looked       time.Time      // when it last was
 	begun        uint64         // flows it was given, as last counted
 	moved        uint64         // bytes of them, as last counted
 	unprobe      func()         // ends its checks; nil: none run

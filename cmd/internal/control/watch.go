@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,15 +28,13 @@ func (c *Control) watch(ctx context.Context) {
 		}
 		var err error
 		if !lost {
-			err = c.opt.Replicas.Watch(ctx, since, func(ev podman.Event) {
-				if ev.Action == podman.OnDeath || ev.Action == podman.OnRemove {
-					c.box.post(func(now time.Time) { c.ended(now, ev) })
-				}
-			})
-			if ctx.Err() != nil {
+			if err = c.listenTo(ctx, since); ctx.Err() != nil {
 				return
 			}
 			lost = true
+			if errors.Is(err, errClock) {
+				continue
+			}
 			c.log.Warn().Err(err).Msg("podman's events have ended, flows go on, trying again")
 		}
 		select {
@@ -45,6 +44,25 @@ func (c *Control) watch(ctx context.Context) {
 			retry = min(2*retry, retryMax)
 		}
 	}
+}
+
+var errClock = errors.New("clock set back")
+
+// listenTo follows the events until they end, or the clock is set back.
+func (c *Control) listenTo(ctx context.Context, since time.Time) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.work.Go(func() {
+		c.survey(ctx)
+		cancel(errClock)
+	})
+	err := c.opt.Replicas.Watch(ctx, since, func(ev podman.Event) {
+		c.box.post(func(now time.Time) { c.noticed(now, ev) })
+	})
+	if errors.Is(context.Cause(ctx), errClock) {
+		return errClock
+	}
+	return err
 }
 
 // ended takes the end of a container from Podman's events.
@@ -62,16 +80,19 @@ func (c *Control) ended(now time.Time, ev podman.Event) {
 // reconcile compares what ran when Podman was asked with what should have,
 // after events were lost.
 func (c *Control) reconcile(now, asked time.Time, found []podman.Replica) {
-	running := map[string]string{}
+	there := map[string]podman.Replica{}
 	for _, p := range found {
-		if p.State.Live() {
-			running[p.Name] = p.ID
-		}
+		there[p.ID] = p
 	}
 	for _, s := range c.services {
 		for _, r := range s.replicas {
-			if r.id != "" && r.since.Before(asked) && running[r.name] != r.id {
-				c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s does not run any more", r.name)})
+			if r.id == "" || !r.since.Before(asked) {
+				continue
+			}
+			if p, ok := there[r.id]; ok {
+				c.compare(s, now, r, p)
+			} else {
+				c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s does not exist any more", r.name)})
 			}
 		}
 	}

@@ -1,0 +1,171 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sluice/podman"
+	"sluice/policy"
+)
+
+// Others may do to a container what they like: pause, rename, disconnect or
+// remove it. Podman's events and the checks give the hint, and Podman is asked
+// what is true.
+
+const lookEvery = time.Second // and not more often, for one replica
+
+var errPaused = errors.New("paused by hand: 'podman unpause' brings it back")
+
+// look asks Podman how a replica is.
+func (c *Control) look(s *service, now time.Time, r *replica) {
+	if r.id == "" || r.index >= policy.FirstMember || r.looking || now.Sub(r.looked) < lookEvery {
+		return
+	}
+	r.looking = true
+	id, asked := r.id, now
+	c.work.Go(func() {
+		p, err := c.opt.Replicas.Inspect(c.ctx, id)
+		c.box.post(func(now time.Time) {
+			r.looking, r.looked = false, now
+			switch {
+			case s.replicas[r.index] != r || r.id != id || r.since.After(asked):
+			case errors.Is(err, podman.ErrGone):
+				c.step(s, now, policy.Died{Index: r.index, Detail: r.name + " does not exist any more"})
+			case err != nil:
+				s.log.Debug().Err(err).Str("backend", r.name).Msg("container not looked at")
+			default:
+				c.compare(s, now, r, p)
+			}
+		})
+	})
+}
+
+// compare holds a replica against what Podman tells of its container.
+func (c *Control) compare(s *service, now time.Time, r *replica, p podman.Replica) {
+	if r.name != p.Name && p.Name != "" {
+		s.log.Warn().Str("backend", p.Name).Str("was", r.name).Msg("container renamed by hand, known by its new name from now on")
+		r.name = p.Name
+	}
+	switch {
+	case p.State == podman.Unknown:
+	case !p.State.Live():
+		c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s does not run any more", r.name)})
+	case p.Addr4 != r.addr4.Addr() || p.Addr6 != r.addr6.Addr():
+		c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s is not on network %q any more at %s", r.name, s.spec.Network, r.any().Addr())})
+	case p.State == podman.Paused:
+		c.halt(s, now, r)
+	case r.halted && p.State == podman.Running:
+		c.resume(s, r)
+	}
+}
+
+// halt takes a replica that somebody else has paused for unhealthy. A check
+// would not tell: the kernel accepts connections for a frozen program.
+func (c *Control) halt(s *service, now time.Time, r *replica) {
+	if r.halted || r.asleep || r.unprobe == nil {
+		return // it is paused by us, or not in use
+	}
+	r.halted = true
+	c.checked(r)
+	r.endProbe()
+	c.step(s, now, policy.Health{Index: r.index, Err: errPaused})
+}
+
+// resume lets the check decide again.
+func (c *Control) resume(s *service, r *replica) {
+	r.halted = false
+	c.probe(s, r, false)
+}
+
+// ref is what Podman knows a replica's container by, whatever it is called.
+func (r *replica) ref() string {
+	if r.id != "" {
+		return r.id
+	}
+	return r.name
+}
+
+// noticed takes something that was done to a container, by whomever.
+func (c *Control) noticed(now time.Time, ev podman.Event) {
+	s := c.services[ev.Service]
+	if s == nil {
+		return
+	}
+	r := s.replicas[ev.Index]
+	if r == nil || r.id != ev.ID {
+		return
+	}
+	switch ev.Action {
+	case podman.OnDeath, podman.OnRemove:
+		c.ended(now, ev)
+	case podman.OnPause, podman.OnUnpause, podman.OnRename:
+		r.looked = time.Time{}
+		if r.looking { // it may have been asked too early
+			c.later(s, r)
+			return
+		}
+		c.look(s, now, r)
+	}
+}
+
+// later looks at a replica once more.
+func (c *Control) later(s *service, r *replica) {
+	ctx := c.ctx
+	c.work.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookEvery):
+			c.box.post(func(now time.Time) {
+				if s.replicas[r.index] == r {
+					c.look(s, now, r)
+				}
+			})
+		}
+	})
+}
+
+// stepped reports whether the wall clock, by which Podman's events are asked
+// for, was set back in an interval of which both clocks tell the length.
+func stepped(wall, steady time.Duration) bool { return wall < steady-clockSlack }
+
+const clockSlack = time.Second
+
+// survey lists the containers every so often until ctx ends, since events may be
+// lost. It ends early, without an error, when the wall clock has been set back:
+// Podman would keep quiet until the old time has come again.
+func (c *Control) survey(ctx context.Context) {
+	last := time.Now()
+	tick := time.NewTicker(surveyTick)
+	defer tick.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		if wall, steady := now.Round(0).Sub(last.Round(0)), now.Sub(last); stepped(wall, steady) {
+			c.log.Warn().Dur("by", steady-wall).Msg("the clock was set back, listening to podman's events anew")
+			return
+		}
+		last = now
+		if n%surveyEvery != 0 {
+			continue
+		}
+		found, err := c.opt.Replicas.List(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				c.log.Debug().Err(err).Msg("containers not listed")
+			}
+			continue
+		}
+		c.box.post(func(at time.Time) { c.reconcile(at, now, found) })
+	}
+}
+
+const (
+	surveyTick  = 5 * time.Second
+	surveyEvery = 12 // ticks
+)
