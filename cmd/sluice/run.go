@@ -182,6 +182,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 	g.Go(func() error { return reload.run(gctx) })
 	g.Go(func() error { return listen(gctx, ctl, log) })
 	g.Go(func() error { return guard(gctx, table, log) })
+	g.Go(func() error { return newSettings(log, watcher.Sync).run(gctx) })
 	g.Go(func() error {
 		select {
 		case <-ctl.Ready():

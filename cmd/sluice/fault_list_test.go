@@ -1,0 +1,309 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/cmd/internal/admin"
+	"sluice/cmd/internal/control"
+	"sluice/testenv"
+)
+
+type faultGroup struct {
+	name    string
+	relayed bool
+	faults  []fault
+}
+
+// faultGroups are suffered by a stage each, one fault after the other.
+func faultGroups() []faultGroup {
+	return []faultGroup{
+		{"podman", true, podmanFaults()},
+		{"container", false, containerFaults()},
+		{"kernel", false, kernelFaults()},
+		{"daemon", false, daemonFaults()},
+	}
+}
+
+func podmanFaults() []fault {
+	return []fault{
+		{name: "podman killed, back after 1 s", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
+			s.pod.KillService(t)
+			s.last(time.Second)
+			s.pod.StartService(t)
+		}},
+		{name: "podman stopped, back after 2 s", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
+			s.pod.StopService(t)
+			s.last(2 * time.Second)
+			s.pod.StartService(t)
+		}},
+		{name: "podman hangs for 2 s", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
+			stopProcess(t, s.pod.PID(), 2*time.Second)
+		}},
+		{name: "podman slow, 300 ms an answer", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
+			s.relay.set(300*time.Millisecond, false)
+			s.last(2 * time.Second)
+			s.relay.set(0, false)
+		}},
+		{name: "podman's events cut", strike: func(t *testing.T, s *stage, b *blow) {
+			if s.relay.cut() == 0 {
+				t.Error("nobody listened to events")
+			}
+			s.d.waitFrom(t, b.log, func(l line) bool { return l.field("message") == "podman is back" })
+		}},
+		{name: "podman answers: no space", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
+			s.relay.set(0, true)
+			s.last(1500 * time.Millisecond)
+			s.relay.set(0, false)
+		}},
+	}
+}
+
+// last is how long a fault lasts.
+func (s *stage) last(d time.Duration) { time.Sleep(d) }
+
+// stopProcess lets a process stand still for a while.
+func stopProcess(t *testing.T, pid int, d time.Duration) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(d)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// victims are one container of each service that has one.
+func (s *stage) victims(t *testing.T) map[string]string {
+	t.Helper()
+	m := map[string]string{inDraining: s.victim}
+	if st := s.status(t, inWaking); len(st.Backends) > 0 {
+		m[inWaking] = st.Backends[0].Name
+	}
+	for _, b := range s.status(t, inWarm).Backends {
+		if b.State == "ready" {
+			m[inWarm] = b.Name
+			break
+		}
+	}
+	return m
+}
+
+// hitAll does something to a container of each service and waits until none of
+// them is sent anything any more.
+func (s *stage) hitAll(t *testing.T, b *blow, do func(name string)) {
+	t.Helper()
+	victims := s.victims(t)
+	for _, name := range victims {
+		b.hit[s.idOf(t, name)] = true
+		do(name)
+	}
+	for _, service := range []string{inWaking, inWarm, inDraining} {
+		name := victims[service]
+		s.d.waitFrom(t, b.log, func(l line) bool {
+			return l.field("backend") == name && slices.Contains([]string{"died", "unhealthy", "start-failed"}, l.field("event"))
+		})
+		s.until(t, service, "the victim out", func(st control.ServiceStatus) bool {
+			v := backend(st, name)
+			return v.State != "ready" || s.d.has(b.log, func(l line) bool { return event("ready")(l) && l.field("backend") == name })
+		})
+	}
+}
+
+// has says whether the log has such a line.
+func (d *proc) has(from int, ok func(line) bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.ContainsFunc(d.lines[min(from, len(d.lines)):], ok)
+}
+
+func containerFaults() []fault {
+	return []fault{
+		{name: "container killed", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+			s.hitAll(t, b, func(name string) {
+				if err := syscall.Kill(s.pidOf(t, name), syscall.SIGKILL); err != nil {
+					t.Error(err)
+				}
+			})
+		}},
+		{name: "container stopped by hand", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+			s.hitAll(t, b, func(name string) { s.pod.CLI(t, "stop", "--time", "1", name) })
+		}},
+		{name: "container removed by hand", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+			s.hitAll(t, b, func(name string) { s.pod.CLI(t, "rm", "--force", "--time", "0", name) })
+		}},
+		{name: "container paused by hand for 2 s", strike: func(t *testing.T, s *stage, b *blow) {
+			victims := s.victims(t)
+			for _, name := range victims {
+				s.pod.CLI(t, "pause", name)
+			}
+			s.until(t, inWarm, "the paused one out", func(st control.ServiceStatus) bool {
+				return backend(st, victims[inWarm]).State != "ready"
+			})
+			s.last(2 * time.Second)
+			for _, name := range victims {
+				s.pod.CLI(t, "unpause", name)
+			}
+			s.until(t, inWarm, "the paused one back", func(st control.ServiceStatus) bool {
+				return backend(st, victims[inWarm]).State == "ready"
+			})
+		}},
+		{name: "container renamed by hand", strike: func(t *testing.T, s *stage, b *blow) {
+			for service, name := range s.victims(t) {
+				s.pod.CLI(t, "rename", name, "other-"+name)
+				s.until(t, service, "the new name", func(st control.ServiceStatus) bool {
+					return backend(st, "other-"+name).Name != ""
+				})
+				if service == inDraining {
+					s.victim = "other-" + name
+				}
+			}
+		}},
+		{name: "network disconnected by hand", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+			s.hitAll(t, b, func(name string) { s.pod.CLI(t, "network", "disconnect", "--force", "podman", name) })
+		}},
+	}
+}
+
+// putRight waits until the daemon says that it has restored the table.
+func (s *stage) putRight(t *testing.T, b *blow) {
+	t.Helper()
+	s.d.waitFrom(t, b.log, func(l line) bool { return strings.Contains(l.field("message"), "put right") })
+	b.to = time.Now()
+}
+
+func (s *stage) nft(t *testing.T, text string) {
+	t.Helper()
+	s.Host.RunInput(t, text+"\n", "nft", "-f", "-")
+}
+
+// sysctl changes a setting by hand and waits until the daemon has put it right.
+func sysctlFault(key, wrong, right string) fault {
+	return fault{name: key + "=" + wrong, strike: func(t *testing.T, s *stage, b *blow) {
+		s.Host.Sysctl(t, key, wrong)
+		testenv.Eventually(t, patient, func() (bool, string) {
+			v := s.Host.GetSysctl(t, key)
+			return v == right, key + " is " + v
+		})
+	}}
+}
+
+func kernelFaults() []fault {
+	return []fault{
+		// With the last chain of NAT the kernel's translation is gone, until the
+		// table is back: a packet in that moment ends its connection.
+		{name: "nft flush ruleset", promise: fromWarm, strike: func(t *testing.T, s *stage, b *blow) {
+			s.nft(t, "flush ruleset")
+			s.putRight(t, b)
+		}},
+		{name: "nft delete table inet sluice", strike: func(t *testing.T, s *stage, b *blow) {
+			s.nft(t, "delete table inet sluice")
+			s.putRight(t, b)
+		}},
+		{name: "element deleted by hand", strike: func(t *testing.T, s *stage, b *blow) {
+			s.nft(t, fmt.Sprintf(`delete element inet sluice first4 { %s . tcp . 80 }
+delete element inet sluice first4 { %s . tcp . 80 }
+delete element inet sluice known4 { %s . tcp . 80 }
+delete element inet sluice cold4 { %s . tcp . 80 }`,
+				stageAddr(inWarm), stageAddr(inDraining), stageAddr(inWaking), stageAddr(inCold)))
+			s.putRight(t, b)
+		}},
+		{name: "element added by hand", promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
+			s.nft(t, fmt.Sprintf(`add element inet sluice first4 { %[1]s . tcp . 80 : 10.88.255.250 . 8080 }
+add element inet sluice first4 { %[2]s . tcp . 80 : 10.88.255.250 . 8080 }
+delete element inet sluice first4 { %[3]s . tcp . 80 }
+add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
+				stageAddr(inCold), stageAddr(inWaking), stageAddr(inDraining)))
+			s.putRight(t, b)
+		}},
+		sysctlFault("net.netfilter.nf_conntrack_acct", "0", "1"),
+		sysctlFault("net.netfilter.nf_conntrack_events", "0", "1"),
+		sysctlFault("net.ipv4.ip_forward", "0", "1"),
+		{name: "conntrack entries deleted by hand", promise: fromWarm, strike: func(t *testing.T, s *stage, b *blow) {
+			for _, name := range stagePhases() {
+				// Exit code 1 if there is none.
+				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
+			}
+			b.to = time.Now()
+		}},
+	}
+}
+
+// fromWarm: connections of services that are awake.
+func fromWarm(c call, b *blow) bool {
+	return (c.service == inWarm || c.service == inDraining) && inGap(c, b)
+}
+
+func (s *stage) restart(t *testing.T, b *blow, sig syscall.Signal) {
+	t.Helper()
+	s.d.signal(t, sig)
+	s.d.end(t)
+	s.d = s.start(t, s.config)
+	b.log, b.to = 0, time.Now()
+}
+
+// awayFromHeld: while the daemon is away nobody holds connections for a
+// service that sleeps or wakes.
+func awayFromHeld(c call, b *blow) bool {
+	return (c.service == inCold || c.service == inWaking) && inGap(c, b)
+}
+
+func daemonFaults() []fault {
+	return []fault{
+		{name: "daemon killed and restarted", promise: awayFromHeld, strike: func(t *testing.T, s *stage, b *blow) {
+			s.restart(t, b, syscall.SIGKILL)
+		}},
+		{name: "daemon ended and restarted", promise: awayFromHeld, strike: func(t *testing.T, s *stage, b *blow) {
+			s.restart(t, b, syscall.SIGTERM)
+		}},
+		{name: "daemon stopped for 3 s (SIGSTOP)", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
+			stopProcess(t, s.d.cmd.Process.Pid, 3*time.Second)
+		}},
+		{name: "reload with a bad file", strike: func(t *testing.T, s *stage, b *blow) {
+			good, err := os.ReadFile(s.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(s.config, []byte("[service.x]\nlisten = 7\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := admin.Dial(s.admin()).Reload(t.Context()); err == nil {
+				t.Error("a bad file was taken")
+			}
+			if err := os.WriteFile(s.config, good, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := admin.Dial(s.admin()).Reload(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}},
+		{name: "file descriptors used up for 2 s", early: true, strike: func(t *testing.T, s *stage, b *blow) {
+			pid := s.d.cmd.Process.Pid
+			open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var was unix.Rlimit
+			if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &was); err != nil {
+				t.Fatal(err)
+			}
+			few := unix.Rlimit{Cur: uint64(len(open)), Max: was.Max}
+			if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &few, nil); err != nil {
+				t.Fatal(err)
+			}
+			s.last(2 * time.Second)
+			if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	}
+}

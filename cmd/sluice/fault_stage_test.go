@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/cmd/internal/admin"
+	"sluice/cmd/internal/control"
+	"sluice/testenv"
+)
+
+// The services of a stage are called what they are when a fault comes.
+const (
+	inCold     = "cold"
+	inWaking   = "waking"
+	inWarm     = "warm"
+	inDraining = "draining"
+)
+
+func stagePhases() []string { return []string{inCold, inWaking, inWarm, inDraining} }
+
+// A stage is a host with one service in each phase, and its clients.
+type stage struct {
+	*host
+	relay   *podmanRelay // nil: the daemon speaks to Podman itself
+	d       *proc
+	config  string
+	clients *crowd
+
+	steady []*callers // of warm and draining
+	victim string     // the replica of draining that drains
+	pinned *callers   // those whose connections it drains for
+}
+
+func stageAddr(service string) string {
+	return fmt.Sprintf("192.0.2.%d", 10+slices.Index(stagePhases(), service))
+}
+
+// newStage brings up the services that stay as they are for many faults: warm
+// and draining. The others are put to sleep again after each.
+func newStage(t *testing.T, relayed bool) *stage {
+	t.Helper()
+	s := &stage{host: newHost(t)}
+	addrs := map[string]string{}
+	for _, name := range stagePhases() {
+		addrs[name] = stageAddr(name) + ":80"
+		if stageAddr(name) != address { // which the host has
+			s.Host.AddAddr(t, stageAddr(name)+"/32", "lo")
+		}
+	}
+	s.clients = newCrowd(s.Client, addrs)
+	if relayed {
+		s.relay = newPodmanRelay(t, s.pod, s.dir)
+	}
+	s.config = s.write(t, "")
+	s.d = s.start(t, s.config)
+	s.until(t, inWarm, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
+	s.drainOne(t)
+	s.steady = []*callers{
+		s.clients.visit(inWarm, 1, 4, 20*time.Millisecond),
+		s.clients.visit(inDraining, 1, 2, 20*time.Millisecond),
+	}
+	t.Cleanup(func() {
+		for _, c := range append(s.steady, s.pinned) {
+			c.end()
+		}
+	})
+	return s
+}
+
+// write writes the configuration; more is put into warm's environment.
+func (s *stage) write(t *testing.T, more string) string {
+	t.Helper()
+	uri := s.pod.URI()
+	if s.relay != nil {
+		uri = "unix://" + s.relay.path
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "[daemon]\npodman = %q\nadmin = %q\nmetrics = \"127.0.0.1:9464\"\nlog_level = \"debug\"\nlog_format = \"json\"\n", uri, s.admin())
+	for _, name := range stagePhases() {
+		scale, env := "max = 3", ""
+		switch name {
+		case inWaking:
+			env = `LISTEN_DELAY = "1200ms"`
+		case inWarm:
+			scale, env = "min = 2\nmax = 4", more
+		case inDraining:
+			scale = "min = 1\nmax = 3"
+		}
+		fmt.Fprintf(&b, `
+[service.%[1]s]
+listen = ["%[2]s:80/tcp"]
+[service.%[1]s.container]
+image = "%[3]s"
+port = 8080
+pull = "never"
+stop_timeout = "1s"
+env = { %[4]s }
+[service.%[1]s.scale]
+%[5]s
+idle = "5m"
+[service.%[1]s.health]
+interval = "500ms"
+timeout = "2s"
+[service.%[1]s.drain]
+timeout = "5m"
+`, name, stageAddr(name), testenv.Image, env, scale)
+	}
+	path := filepath.Join(s.dir, "sluice.toml")
+	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// drainOne gives a replica of draining some long connections, and then the
+// order to drain.
+func (s *stage) drainOne(t *testing.T) {
+	t.Helper()
+	if s.pinned != nil {
+		s.pinned.end()
+	}
+	// A replica that drained for connections that are lost may linger.
+	st := s.until(t, inDraining, "one replica", func(st control.ServiceStatus) bool {
+		return st.Phase == "warm" && len(st.Backends) == 1 && st.Backends[0].Weight > 0
+	})
+	s.victim = st.Backends[0].Name
+	id := s.idOf(t, s.victim)
+	ctx, cancel := context.WithCancel(context.Background())
+	s.pinned = &callers{stop: cancel}
+	up := make(chan string, 3)
+	for range cap(up) {
+		s.pinned.done.Go(func() { s.clients.long(ctx, inDraining, up) })
+	}
+	for range cap(up) {
+		select {
+		case name := <-up:
+			if name != id {
+				t.Fatalf("a connection went to %s, want %s", name, id)
+			}
+		case <-time.After(patient):
+			t.Fatal("no connection to the replica that is to drain")
+		}
+	}
+	s.order(t, inDraining, "drain?backend="+s.victim)
+	s.until(t, inDraining, "a draining replica", s.isDraining)
+}
+
+func (s *stage) isDraining(st control.ServiceStatus) bool {
+	return st.Phase == "warm" && slices.ContainsFunc(st.Backends, func(b control.BackendStatus) bool {
+		return b.Name == s.victim && b.State == "draining" && b.Flows >= 3
+	})
+}
+
+func (s *stage) order(t *testing.T, service, order string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patient)
+	defer cancel()
+	if err := admin.Dial(s.admin()).Order(ctx, service, order); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *stage) status(t *testing.T, service string) control.ServiceStatus {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patient)
+	defer cancel()
+	st, err := admin.Dial(s.admin()).Status(ctx, service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Services[0]
+}
+
+func (s *stage) until(t *testing.T, service, what string, ok func(control.ServiceStatus) bool) (st control.ServiceStatus) {
+	t.Helper()
+	testenv.Eventually(t, patient, func() (bool, string) {
+		st = s.status(t, service)
+		return ok(st), fmt.Sprintf("waiting for %s: %+v", what, st)
+	})
+	return st
+}
+
+// backend is a replica of a service by its name; the zero value if it has none.
+func backend(st control.ServiceStatus, name string) (b control.BackendStatus) {
+	for _, b := range st.Backends {
+		if b.Name == name {
+			return b
+		}
+	}
+	return b
+}
+
+// idOf is how a container names itself in its answers.
+func (s *stage) idOf(t *testing.T, name string) string {
+	t.Helper()
+	return s.pod.CLI(t, "inspect", "--format", "{{.Id}}", name)[:12]
+}
+
+// pidOf is the process of a container.
+func (s *stage) pidOf(t *testing.T, name string) (pid int) {
+	t.Helper()
+	if _, err := fmt.Sscan(s.pod.CLI(t, "inspect", "--format", "{{.State.Pid}}", name), &pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// asleepAgain puts a service to sleep that has no clients any more.
+func (s *stage) asleepAgain(t *testing.T, service string) {
+	t.Helper()
+	s.order(t, service, "drain")
+	s.until(t, service, "sleep", asleep)
+}
