@@ -239,7 +239,7 @@ add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
 }
 
 // fromWarm: connections of services that are awake.
-func fromWarm(c call, b *blow) bool {
+func fromWarm(c contact, b *blow) bool {
 	return (c.service == inWarm || c.service == inDraining) && inGap(c, b)
 }
 
@@ -253,7 +253,7 @@ func (s *stage) restart(t *testing.T, b *blow, sig syscall.Signal) {
 
 // awayFromHeld: while the daemon is away nobody holds connections for a
 // service that sleeps or wakes.
-func awayFromHeld(c call, b *blow) bool {
+func awayFromHeld(c contact, b *blow) bool {
 	return (c.service == inCold || c.service == inWaking) && inGap(c, b)
 }
 

@@ -21,7 +21,7 @@ type fault struct {
 	// for the daemon to put right.
 	strike func(t *testing.T, s *stage, b *blow)
 	// promise says which connections may fail; nil for none. See the README.
-	promise func(call, *blow) bool
+	promise func(contact, *blow) bool
 }
 
 // A blow is one time that a fault happens.
@@ -33,12 +33,12 @@ type blow struct {
 
 // onVictim: connections to the container that was hit, and those that came to
 // it before it was out of the map.
-func onVictim(c call, b *blow) bool {
+func onVictim(c contact, b *blow) bool {
 	return b.hit[c.server] || c.server == "" && inGap(c, b)
 }
 
 // inGap: connections that were under way in the time of the fault.
-func inGap(c call, b *blow) bool {
+func inGap(c contact, b *blow) bool {
 	return c.began.Before(b.to) && c.ended.After(b.from)
 }
 
@@ -99,7 +99,7 @@ func (s *stage) endure(t *testing.T, f fault, table *cells) {
 	ctx, cancel := context.WithTimeout(context.Background(), patient)
 	defer cancel()
 	for _, name := range stagePhases() {
-		if err := s.clients.await(ctx, 2, func(c call) bool {
+		if err := s.clients.await(ctx, 2, func(c contact) bool {
 			return c.service == name && c.kind == "short" && c.began.After(later) && !c.ended.IsZero() && c.err == nil
 		}); err != nil {
 			t.Errorf("%s: %s does not serve afterwards: %v", f.name, name, err)

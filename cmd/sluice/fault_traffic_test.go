@@ -16,8 +16,8 @@ import (
 	"sluice/testenv"
 )
 
-// A call is one connection of a client, from its SYN to its end.
-type call struct {
+// A contact is one connection of a client, from its SYN to its end.
+type contact struct {
 	service string
 	kind    string // short, long, bulk
 	began   time.Time
@@ -26,7 +26,7 @@ type call struct {
 	err     error     // nil: it went as the client wanted
 }
 
-func (c call) String() string {
+func (c contact) String() string {
 	end := "open"
 	if !c.ended.IsZero() {
 		end = fmt.Sprintf("after %s", c.ended.Sub(c.began).Round(time.Millisecond))
@@ -41,8 +41,8 @@ type crowd struct {
 	addrs map[string]string // address and port by service
 
 	mu    sync.Mutex
-	calls []*call
-	news  chan struct{} // closed and renewed when a call ends or is answered
+	calls []*contact
+	news  chan struct{} // closed and renewed when a contact ends or is answered
 }
 
 func newCrowd(from *testenv.NS, addrs map[string]string) *crowd {
@@ -52,15 +52,15 @@ func newCrowd(from *testenv.NS, addrs map[string]string) *crowd {
 // patience of a client: what takes longer counts as failed.
 const clientPatience = 45 * time.Second
 
-func (c *crowd) begin(service, kind string) *call {
-	x := &call{service: service, kind: kind, began: time.Now()}
+func (c *crowd) begin(service, kind string) *contact {
+	x := &contact{service: service, kind: kind, began: time.Now()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, x)
 	return x
 }
 
-func (c *crowd) answered(x *call, server string) {
+func (c *crowd) answered(x *contact, server string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if x.server != server {
@@ -69,7 +69,7 @@ func (c *crowd) answered(x *call, server string) {
 	}
 }
 
-func (c *crowd) end(x *call, err error) {
+func (c *crowd) end(x *contact, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x.ended, x.err = time.Now(), err
@@ -82,7 +82,7 @@ func (c *crowd) tell() {
 }
 
 // since returns the calls that were open at a time or have begun later.
-func (c *crowd) since(at time.Time) (list []call) {
+func (c *crowd) since(at time.Time) (list []contact) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, x := range c.calls {
@@ -94,7 +94,7 @@ func (c *crowd) since(at time.Time) (list []call) {
 }
 
 // await waits until a number of the calls are ok.
-func (c *crowd) await(ctx context.Context, n int, ok func(call) bool) error {
+func (c *crowd) await(ctx context.Context, n int, ok func(contact) bool) error {
 	for {
 		c.mu.Lock()
 		have := 0
@@ -328,7 +328,7 @@ func (c *crowd) bulk(ctx context.Context, service string) {
 
 // lost says whether a connection has failed as it does when nobody serves it
 // any more, or not yet: the client is told at once, or in time.
-func (c call) lost() bool {
+func (c contact) lost() bool {
 	return errors.Is(c.err, syscall.ECONNRESET) || errors.Is(c.err, syscall.ECONNREFUSED) ||
 		errors.Is(c.err, syscall.EPIPE) || errors.Is(c.err, syscall.EHOSTUNREACH) || errors.Is(c.err, io.ErrUnexpectedEOF) ||
 		errors.Is(c.err, context.DeadlineExceeded)

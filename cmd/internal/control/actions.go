@@ -194,8 +194,9 @@ func callTimeout(s *service) time.Duration { return s.cfg.Start.Timeout + time.M
 func (c *Control) know(s *service, p podman.Replica) {
 	r := s.replica(p.Index)
 	r.id, r.since, r.prepared = p.ID, time.Now(), p
-	if p.Name != "" {
-		r.name = p.Name
+	r.alias = ""
+	if p.Name != r.name {
+		r.alias = p.Name
 	}
 	r.addr4, r.addr6 = netip.AddrPort{}, netip.AddrPort{}
 	if p.Addr4.IsValid() {

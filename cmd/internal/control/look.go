@@ -18,9 +18,20 @@ const lookEvery = time.Second // and not more often, for one replica
 
 var errPaused = errors.New("paused by hand: 'podman unpause' brings it back")
 
-// look asks Podman how a replica is.
+// look asks Podman how a replica is, at once or as soon as it may.
 func (c *Control) look(s *service, now time.Time, r *replica) {
-	if r.id == "" || r.index >= policy.FirstMember || r.looking || now.Sub(r.looked) < lookEvery {
+	wait := lookEvery - now.Sub(r.looked)
+	switch {
+	case r.id == "" || r.index >= policy.FirstMember || r.again:
+		return
+	case r.looking:
+		r.again = true // when the answer has come, which may be older than the hint
+		return
+	case wait > 0:
+		r.again = true
+		time.AfterFunc(wait, func() {
+			c.box.post(func(now time.Time) { c.lookAgain(s, now, r) })
+		})
 		return
 	}
 	r.looking = true
@@ -38,15 +49,25 @@ func (c *Control) look(s *service, now time.Time, r *replica) {
 			default:
 				c.compare(s, now, r, p)
 			}
+			if r.again {
+				c.lookAgain(s, now, r)
+			}
 		})
 	})
 }
 
+func (c *Control) lookAgain(s *service, now time.Time, r *replica) {
+	r.again = false
+	if s.replicas[r.index] == r && c.services[s.name] == s {
+		c.look(s, now, r)
+	}
+}
+
 // compare holds a replica against what Podman tells of its container.
 func (c *Control) compare(s *service, now time.Time, r *replica, p podman.Replica) {
-	if r.name != p.Name && p.Name != "" {
-		s.log.Warn().Str("backend", p.Name).Str("was", r.name).Msg("container renamed by hand, known by its new name from now on")
-		r.name = p.Name
+	if r.called() != p.Name && p.Name != "" {
+		s.log.Warn().Str("backend", r.name).Str("name", p.Name).Msg("container renamed by hand, shown by its new name from now on")
+		r.alias = p.Name
 	}
 	switch {
 	case p.State == podman.Unknown:
@@ -101,29 +122,9 @@ func (c *Control) noticed(now time.Time, ev podman.Event) {
 	case podman.OnDeath, podman.OnRemove:
 		c.ended(now, ev)
 	case podman.OnPause, podman.OnUnpause, podman.OnRename:
-		r.looked = time.Time{}
-		if r.looking { // it may have been asked too early
-			c.later(s, r)
-			return
-		}
+		r.looked = time.Time{} // such an event is no mere hint
 		c.look(s, now, r)
 	}
-}
-
-// later looks at a replica once more.
-func (c *Control) later(s *service, r *replica) {
-	ctx := c.ctx
-	c.work.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-time.After(lookEvery):
-			c.box.post(func(now time.Time) {
-				if s.replicas[r.index] == r {
-					c.look(s, now, r)
-				}
-			})
-		}
-	})
 }
 
 // stepped reports whether the wall clock, by which Podman's events are asked

@@ -43,7 +43,8 @@ type held struct {
 // replica is what control knows of a container.
 type replica struct {
 	index        int
-	name         string
+	name         string         // as sluice calls the container
+	alias        string         // as somebody else has renamed it; "" if nobody has
 	id           string         // of the container; "" as long as no address is known
 	addr4, addr6 netip.AddrPort // zero until its start has returned
 	since        time.Time      // addresses and id are known
@@ -54,6 +55,7 @@ type replica struct {
 	halted       bool           // somebody else has paused it
 	looking      bool           // Podman is being asked about it
 	looked       time.Time      // when it last was
+	again        bool           // and will be once more
 	begun        uint64         // flows it was given, as last counted
 	moved        uint64         // bytes of them, as last counted
 	unprobe      func()         // ends its checks; nil: none run
@@ -173,7 +175,7 @@ func (s *service) replica(index int) *replica {
 // backendName is what people call a backend: its container, or its address.
 func (s *service) backendName(index int) string {
 	if r := s.replicas[index]; r != nil {
-		return r.name
+		return r.called()
 	}
 	return podman.Name(s.name, index)
 }
@@ -181,11 +183,19 @@ func (s *service) backendName(index int) string {
 // index returns the index of a backend by its name.
 func (s *service) index(name string) (int, bool) {
 	for _, r := range s.replicas {
-		if r.name == name {
+		if r.called() == name {
 			return r.index, true
 		}
 	}
 	return 0, false
+}
+
+// called is the name that Podman shows.
+func (r *replica) called() string {
+	if r.alias != "" {
+		return r.alias
+	}
+	return r.name
 }
 
 // known says that the replica has an address.
