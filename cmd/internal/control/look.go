@@ -89,7 +89,6 @@ func (c *Control) halt(s *service, now time.Time, r *replica) {
 		return // it is paused by us, or not in use
 	}
 	r.halted = true
-	c.checked(r)
 	r.endProbe()
 	c.step(s, now, policy.Health{Index: r.index, Err: errPaused})
 }
