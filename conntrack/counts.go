@@ -76,8 +76,10 @@ func (w *Watcher) Disarm(b Backend) {
 }
 
 // Forget drops the counts of a backend that is gone for good, and reports
-// whether it could: not while an entry is left, finished ones included.
-func (w *Watcher) Forget(b Backend) bool {
+// whether it could: not while an entry is left, finished ones included. It
+// returns what they were at this moment. A flow that comes later counts from
+// zero.
+func (w *Watcher) Forget(b Backend) (Count, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.table.forget(b.unmap())

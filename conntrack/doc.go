@@ -40,7 +40,7 @@
 // counted twice, since a tuple has one place in the table; the entry's id tells a
 // repeated NEW from that of another flow, and an old DESTROY from the present
 // one's. Without loss the events alone are exact and the dump changes nothing,
-// which the model in the tests checks, for New and Bytes as well as for Live.
+// which the model in the tests checks, for New and bytes as well as for Live.
 //
 // What is left are moments: an entry is in the table, or in its new state, some
 // microseconds before the event is sent. A dump may see that first; the event
@@ -53,6 +53,21 @@
 // kernel goes on to drop events until the socket has been emptied. From then on
 // the counts are unknown, and the dump that restores them begins after that
 // (step 1). If events are lost in steps 2 to 5 all of it is done again.
+//
+// # Bytes and packets
+//
+// The kernel tells what a flow has carried in dumps and with its DESTROY, in no
+// other event. Both are totals of the flow, of which the Watcher adds what is
+// more than when it last looked. So a sum is exact for each flow whose end was
+// announced, and it is for all others as of the last dump. A TCP entry remains
+// for 120 s after the last FIN ([Watcher.Sync] and [Watcher.Refresh] see it
+// there), but a removed backend's entries are deleted, which announces them.
+//
+// A flow that is older than the Watcher is counted from its first dump on: what
+// it carried earlier was another Watcher's to count. If events are lost, what a
+// flow carried after the last dump is lost with its DESTROY; the entries of TCP
+// mostly outlive the loss, and the dump that follows tells all of it. Sums never
+// fall, and nothing is counted twice, with or without loss.
 //
 // # Finished flows
 //

@@ -251,6 +251,33 @@ func (l *lab) oracle(b Backend) (live, all int) {
 	return live, all
 }
 
+// moved is what conntrack says that flows of a backend have moved.
+func (l *lab) moved(b Backend) (c Count) {
+	l.t.Helper()
+	for _, f := range testenv.Conntrack(l.t, l.Host) {
+		if f.Proto == b.Proto && f.Orig.Dst == b.Service && f.Reply.Src == b.Backend {
+			c.In.add(Counter(f.OrigCount))
+			c.Out.add(Counter(f.ReplyCount))
+		}
+	}
+	return c
+}
+
+// unacknowledged counts the bytes that a connection has sent and the other side
+// not confirmed.
+func unacknowledged(t testing.TB, c *net.TCPConn) int {
+	t.Helper()
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if cerr := rc.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return n
+}
+
 func (l *lab) conntrack(args ...string) string {
 	l.t.Helper()
 	return strings.TrimSpace(l.Host.Run(l.t, "conntrack", args...))

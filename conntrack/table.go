@@ -1,7 +1,9 @@
 package conntrack
 
 import (
+	"math"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,10 +13,15 @@ type Count struct {
 	Live int // flows that are not finished now
 
 	// Since the Watcher began, never falling. New counts flows (a finished entry
-	// that is opened again is a new flow). Packets and Bytes are of both
-	// directions and advance when a flow ends and with each dump.
-	New, Packets, Bytes uint64
+	// that is opened again is a new flow). In is what clients have sent, Out what
+	// was sent to them; both advance with each dump and when an entry goes, as
+	// the package comment tells.
+	New     uint64
+	In, Out Counter
 }
+
+// Bytes are those of both directions.
+func (c Count) Bytes() uint64 { return c.In.Bytes + c.Out.Bytes }
 
 // key is a tuple in a form that hashes and compares as one block of memory and
 // holds no pointer: the garbage collector does not look into a map of these.
@@ -42,8 +49,7 @@ func serviceKey(s netip.AddrPort, proto uint8) key {
 // entry is one flow. Finished flows stay until their end is announced, so that
 // it is not taken for that of another flow of the same tuple.
 type entry struct {
-	bytes   uint64 // as last seen
-	packets uint32 // modulo 2^32
+	in, out meter
 	id      uint32
 	backend uint32 // index
 	gen     uint16 // of the dump that last showed it, or during or after which an event did
@@ -52,8 +58,34 @@ type entry struct {
 
 const (
 	flagLive   = 1 << iota
-	flagSilent // found by the first dump, not counted in New unless a NEW event comes
+	flagSilent // found before the first dump was complete, not counted in New unless a NEW event comes
+	flagBase   // what its meters say, or will first say, is older than the Watcher and not counted
 )
+
+// meter is one direction of a flow as it was last seen. It is half as large as
+// a Counter and its like would be: the packets are told modulo 2^32.
+type meter struct {
+	bytes   uint64
+	packets uint32
+}
+
+// read takes a new reading and returns what has come since the last. One that is
+// lower began at zero since then: someone has reset the counters, or the flow is
+// another in the same place, the end of the first having been missed.
+func (m *meter) read(now Counter) (since Counter) {
+	packets := uint32(now.Packets) //nolint:gosec // modulo 2^32
+	if now.Bytes < m.bytes || packets-m.packets > math.MaxInt32 {
+		*m = meter{}
+	}
+	since = Counter{Packets: uint64(packets - m.packets), Bytes: now.Bytes - m.bytes}
+	*m = meter{bytes: now.Bytes, packets: packets}
+	return since
+}
+
+func (c *Counter) add(d Counter) {
+	c.Packets += d.Packets
+	c.Bytes += d.Bytes
+}
 
 type backend struct {
 	name  Backend
@@ -114,8 +146,7 @@ func (t *table) event(k kind, f *Flow) {
 			e = t.add(f)
 			t.countNew(&e)
 		case e.flags&flagSilent != 0:
-			e.flags &^= flagSilent
-			t.countNew(&e)
+			t.hear(&e)
 		}
 	case kindUpdate:
 		switch {
@@ -126,7 +157,11 @@ func (t *table) event(k kind, f *Flow) {
 				t.drop(&e)
 			}
 			e = t.add(f) // its beginning was missed
-			t.countNew(&e)
+			if t.first {
+				e.flags |= flagSilent | flagBase
+			} else {
+				t.countNew(&e)
+			}
 		case f.Live() && e.flags&flagLive == 0:
 			t.countNew(&e) // opened again
 		}
@@ -179,7 +214,9 @@ func (t *table) dumped(f *Flow) {
 		}
 		e = t.add(f)
 		if t.first {
-			e.flags |= flagSilent // it may well be older than the Watcher
+			// It may well be older than the Watcher, and its bytes counted by
+			// another one before.
+			e.flags |= flagSilent | flagBase
 		} else {
 			t.countNew(&e)
 		}
@@ -241,25 +278,38 @@ func (t *table) setLive(e *entry, live bool) {
 }
 
 func (t *table) countNew(e *entry) {
+	e.flags &^= flagSilent // or its NEW event would count it again
 	b := &t.backends[e.backend]
 	b.count.New++
 	b.total.New++
 }
 
-// account adds what the flow has carried since it was last seen. Numbers that
-// fell belong to another flow in the same place; they are taken as the start.
-func (t *table) account(e *entry, f *Flow) {
-	bytes := f.OrigCount.Bytes + f.ReplyCount.Bytes
-	packets := uint32(f.OrigCount.Packets + f.ReplyCount.Packets)
-	if bytes > e.bytes {
-		b := &t.backends[e.backend]
-		for _, c := range [...]*Count{&b.count, b.total} {
-			c.Bytes += bytes - e.bytes
-			c.Packets += uint64(packets - e.packets)
-		}
+// hear takes back that a flow is older than the Watcher: all that it carries,
+// as it will be read, is to be counted.
+func (t *table) hear(e *entry) {
+	if e.flags&flagBase != 0 {
+		e.in, e.out = meter{}, meter{}
 	}
-	if bytes != 0 {
-		e.bytes, e.packets = bytes, packets
+	e.flags &^= flagBase
+	t.countNew(e)
+}
+
+// account adds what the flow has carried since it was last seen. Of events only
+// that of the end tells it.
+func (t *table) account(e *entry, f *Flow) {
+	if f.OrigCount == (Counter{}) && f.ReplyCount == (Counter{}) {
+		return
+	}
+	unread := e.in == (meter{}) && e.out == (meter{})
+	in, out := e.in.read(f.OrigCount), e.out.read(f.ReplyCount)
+	if in == (Counter{}) && out == (Counter{}) || unread && e.flags&flagBase != 0 {
+		return
+	}
+	e.flags &^= flagBase
+	b := &t.backends[e.backend]
+	for _, c := range [...]*Count{&b.count, b.total} {
+		c.In.add(in)
+		c.Out.add(out)
 	}
 }
 
@@ -289,19 +339,21 @@ func (t *table) intern(name Backend) uint32 {
 	return i
 }
 
-func (t *table) forget(name Backend) bool {
+func (t *table) forget(name Backend) (Count, bool) {
 	k := backendKey(&name)
 	i, ok := t.index[k]
 	if !ok {
-		return true
+		return Count{}, true
 	}
+	c := t.backends[i].count
 	if t.backends[i].flows > 0 {
-		return false
+		return c, false
 	}
 	delete(t.index, k)
+	t.wakes = slices.DeleteFunc(t.wakes, func(w uint32) bool { return w == i }) // not told of the next at this index
 	t.backends[i] = backend{}
 	t.free = append(t.free, i)
-	return true
+	return c, true
 }
 
 func (t *table) count(name Backend) Count {

@@ -18,9 +18,10 @@ type kernel struct {
 	queue []event
 	lossy bool // events are dropped until the queue is empty
 
-	begun map[Backend]uint64 // flows
-	bytes map[Backend]uint64
-	lost  bool // some event was, ever
+	begun map[Backend]uint64     // flows
+	moved map[Backend][2]Counter // by flows that have ended; modulo 2^64, since what was moved earlier is taken off
+	lost  bool                   // some event was, ever
+	older bool                   // there were flows before the Watcher: of those it may count less
 }
 
 type slot struct {
@@ -35,10 +36,51 @@ type event struct {
 }
 
 func newKernel() *kernel {
-	return &kernel{begun: map[Backend]uint64{}, bytes: map[Backend]uint64{}}
+	return &kernel{begun: map[Backend]uint64{}, moved: map[Backend][2]Counter{}}
+}
+
+// grow adds to what a flow has moved, differently in each direction.
+func (s *slot) grow(b byte) {
+	s.flow.OrigCount.add(Counter{1 + uint64(b>>6), 60 + uint64(b)})
+	s.flow.ReplyCount.add(Counter{uint64(b >> 7), 2000 * uint64(b>>7)})
+}
+
+// has is what a backend's flows have moved in all.
+func (k *kernel) has(b Backend) [2]Counter {
+	sum := k.moved[b]
+	for i := range k.slots {
+		if s := &k.slots[i]; s.present && s.flow.Backend() == b {
+			sum[0].add(s.flow.OrigCount)
+			sum[1].add(s.flow.ReplyCount)
+		}
+	}
+	return sum
+}
+
+// forget makes what there is older than the Watcher.
+func (k *kernel) forget() {
+	for i := range k.slots {
+		k.announce(&k.slots[i])
+	}
+	k.queue, k.lossy, k.lost = nil, false, false
+	clear(k.begun)
+	clear(k.moved)
+	for i := range k.slots {
+		if s := &k.slots[i]; s.present {
+			k.older = true
+			b := s.flow.Backend()
+			m := k.moved[b]
+			m[0].add(Counter{-s.flow.OrigCount.Packets, -s.flow.OrigCount.Bytes})
+			m[1].add(Counter{-s.flow.ReplyCount.Packets, -s.flow.ReplyCount.Bytes})
+			k.moved[b] = m
+		}
+	}
 }
 
 func (k *kernel) send(kd kind, f Flow) {
+	if kd != kindDestroy {
+		f.OrigCount, f.ReplyCount = Counter{}, Counter{} // only the end tells them
+	}
 	if k.lossy {
 		k.lost = true
 		return
@@ -82,15 +124,23 @@ func (k *kernel) act(b byte) {
 			s.flow.State = StateNone
 		}
 		s.present, s.unsaid = true, true
+		s.grow(b)
 		k.begun[s.flow.Backend()]++
 	case op < 3: // the end
-		k.bytes[s.flow.Backend()] += s.flow.OrigCount.Bytes
+		if b&8 == 0 {
+			s.grow(b)
+		}
+		m := k.moved[s.flow.Backend()]
+		m[0].add(s.flow.OrigCount)
+		m[1].add(s.flow.ReplyCount)
+		k.moved[s.flow.Backend()] = m
 		k.send(kindDestroy, s.flow)
 		s.present = false
 	case s.flow.Orig.Proto != unix.IPPROTO_TCP:
+		s.grow(b)
 	case op < 5 && !s.flow.State.Finished():
 		s.flow.State = StateTimeWait + State(op&1)
-		s.flow.OrigCount.Bytes += uint64(b) + 1
+		s.grow(b)
 		k.send(kindUpdate, s.flow)
 	case op == 5 && s.flow.State.Finished():
 		s.flow.State = StateSynRecv
@@ -159,21 +209,24 @@ func run(script []byte) (*kernel, *table, error) {
 		if attempt(k, t, quiet, none) {
 			return errors.New("loss without events")
 		}
-		for i := range k.slots {
-			if s := &k.slots[i]; s.present {
-				k.bytes[s.flow.Backend()] += s.flow.OrigCount.Bytes
-				defer func() { k.bytes[s.flow.Backend()] -= s.flow.OrigCount.Bytes }()
-			}
-		}
 		for _, b := range t.backends {
-			if !k.lost && b.count.Bytes != k.bytes[b.name] {
-				return fmt.Errorf("%s: %d bytes, in the kernel %d", b.name, b.count.Bytes, k.bytes[b.name])
+			got, has := [2]Counter{b.count.In, b.count.Out}, k.has(b.name)
+			if !k.lost && !k.older && got != has {
+				return fmt.Errorf("%s moved %v, in the kernel %v", b.name, got, has)
 			}
 		}
 		return k.compare(t)
 	}
+	if b, _ := next(); b&1 != 0 {
+		acts()
+		k.forget()
+	}
 	reconcile()
+	last := map[Backend]Count{}
 	for {
+		if err := k.sane(t, last); err != nil {
+			return k, t, err
+		}
 		b, ok := next()
 		if !ok {
 			break
@@ -230,6 +283,26 @@ func attempt(k *kernel, t *table, acts func(), next func() (byte, bool)) (again 
 	return false
 }
 
+// sane says that sums have not fallen since last, and that nothing was counted
+// twice, whatever was lost.
+func (k *kernel) sane(t *table, last map[Backend]Count) error {
+	for i := range t.backends {
+		b := &t.backends[i]
+		now, was, has := b.count, last[b.name], k.has(b.name)
+		last[b.name] = now
+		for _, c := range [][3]uint64{
+			{now.New, was.New, k.begun[b.name]},
+			{now.In.Packets, was.In.Packets, has[0].Packets}, {now.In.Bytes, was.In.Bytes, has[0].Bytes},
+			{now.Out.Packets, was.Out.Packets, has[1].Packets}, {now.Out.Bytes, was.Out.Bytes, has[1].Bytes},
+		} {
+			if c[0] < c[1] || c[0] > c[2] {
+				return fmt.Errorf("%s: %+v after %+v, in the kernel %v", b.name, now, was, has)
+			}
+		}
+	}
+	return nil
+}
+
 func (k *kernel) compare(t *table) error {
 	live, flows := map[Backend]int{}, 0
 	for i := range k.slots {
@@ -246,12 +319,13 @@ func (k *kernel) compare(t *table) error {
 		if b.count.Live != live[b.name] {
 			return fmt.Errorf("%s: %d live, the kernel has %d", b.name, b.count.Live, live[b.name])
 		}
-		if !k.lost && b.count.New != k.begun[b.name] {
+		if !k.lost && !k.older && b.count.New != k.begun[b.name] {
 			return fmt.Errorf("%s: %d begun, in the kernel %d", b.name, b.count.New, k.begun[b.name])
 		}
 		total.Live += b.count.Live
 		total.New += b.count.New
-		total.Bytes += b.count.Bytes
+		total.In.add(b.count.In)
+		total.Out.add(b.count.Out)
 		entries += b.flows
 	}
 	if entries != len(t.flows) || len(t.flows) != flows {
@@ -260,7 +334,8 @@ func (k *kernel) compare(t *table) error {
 	for _, c := range t.services { // of either protocol
 		total.Live -= c.Live
 		total.New -= c.New
-		total.Bytes -= c.Bytes
+		total.In.add(Counter{-c.In.Packets, -c.In.Bytes})
+		total.Out.add(Counter{-c.Out.Packets, -c.Out.Bytes})
 	}
 	if total != (Count{}) {
 		return fmt.Errorf("services and backends differ by %+v", total)

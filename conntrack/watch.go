@@ -84,6 +84,8 @@ type Watcher struct {
 	lost    bool // since the last dump
 	resyncs uint64
 	err     error
+	began   time.Time     // the last complete dump
+	took    time.Duration // that dump
 
 	wakeMu sync.Mutex // orders read deadlines with what they announce
 	syncs  []chan error
@@ -208,6 +210,7 @@ func (w *Watcher) reconcile(ctx context.Context, syncs []chan error) {
 func (w *Watcher) dump(ctx context.Context) error {
 	// After a loss the kernel drops events, without saying so again, until the
 	// socket is empty: a dump is of use only from then on.
+	began := time.Now()
 	drain := func() error { return w.drain(ctx) }
 	if err := drain(); err != nil {
 		return err
@@ -230,6 +233,7 @@ func (w *Watcher) dump(ctx context.Context) error {
 	w.mu.Lock()
 	w.table.sweep()
 	w.known, w.lost = true, false
+	w.began, w.took = began, time.Since(began)
 	w.mu.Unlock()
 	return nil
 }
@@ -357,6 +361,22 @@ func (w *Watcher) Sync(ctx context.Context) error {
 	case <-w.done:
 		return fmt.Errorf("sync conntrack: %w", w.Err())
 	}
+}
+
+// dumpShare is the part of the time, one in so many, that Refresh may dump.
+const dumpShare = 10
+
+// Refresh is Sync for those who can do with counts that a dump has put right no
+// longer than age ago, and who ask at any rate: dumps for them take no more than
+// a tenth of the time.
+func (w *Watcher) Refresh(ctx context.Context, age time.Duration) error {
+	w.mu.Lock()
+	fresh := w.known && time.Since(w.began) < max(age, dumpShare*w.took)
+	w.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	return w.Sync(ctx)
 }
 
 func (w *Watcher) withdraw(c chan error) {

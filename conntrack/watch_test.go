@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -169,24 +170,143 @@ func TestWatcherLoss(t *testing.T) {
 }
 
 // Flows are unknown until the first dump, and found by it if they are older
-// than the Watcher.
+// than the Watcher. What they have moved before is not counted.
 func TestWatcherOlderFlows(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	l.serve(8000, closeAfter)
 	b := l.backend(8000, unix.IPPROTO_TCP)
 	c := l.dial(b.Service, 0)
-	if _, err := c.Write([]byte("hello")); err != nil {
-		t.Fatal(err)
+	say := func(n int) { // until the host has acknowledged it
+		t.Helper()
+		if _, err := c.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		until(t, func() string { return "acknowledgement" }, func() bool { return unacknowledged(t, c) == 0 })
 	}
+	say(100_000)
+	before := l.moved(b)
 	w := l.watch(Options{})
 	l.sync(w)
 	l.untilCount(w, b, 1, 0) // live, but not new
-	if n, _ := w.Count(b); n.Bytes == 0 || n.Packets < 3 {
-		t.Errorf("nothing accounted: %+v", n)
+	if n, _ := w.Count(b); n.In != (Counter{}) || n.Out != (Counter{}) {
+		t.Errorf("counted what is older: %+v", n)
 	}
+	say(1000)
 	_ = c.Close()
 	l.untilCount(w, b, 0, 0)
+	l.sync(w)
+	want := l.moved(b)
+	want.In.add(Counter{-before.In.Packets, -before.In.Bytes})
+	want.Out.add(Counter{-before.Out.Packets, -before.Out.Bytes})
+	if n, _ := w.Count(b); n != want || n.In.Bytes < 1000 || n.In.Bytes > 1000+60*n.In.Packets {
+		t.Errorf("%+v, conntrack says %+v", n, want)
+	}
+}
+
+// Each direction is exact with a dump while flows go on, and once their end was
+// announced, and no dump counts anything twice.
+func TestWatcherBytes(t *testing.T) {
+	t.Parallel()
+	const up, down, datagrams = 1 << 20, 3 << 20, 20
+	l := newLab(t)
+	w := l.watch(Options{})
+	tcp, udp := l.backend(8000, unix.IPPROTO_TCP), l.backend(8001, unix.IPPROTO_UDP)
+	l.serve(8000, func(c *net.TCPConn) {
+		defer c.Close()
+		if _, err := io.CopyN(io.Discard, c, up); err != nil {
+			t.Error(err)
+		}
+		_, _ = c.Write(make([]byte, down))
+		_, _ = c.Read(make([]byte, 1))
+	})
+	c := l.dial(tcp.Service, 0)
+	if _, err := c.Write(make([]byte, up)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, c, down); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.burst(datagrams, udp.Service, "udp"); err != nil {
+		t.Fatal(err)
+	}
+	l.sync(w)
+	if n, _ := w.Count(tcp); n.In.Bytes < up || n.Out.Bytes < down {
+		t.Errorf("while it goes on: %+v", n)
+	}
+	_ = c.Close()
+	l.untilCount(w, tcp, 0, 1)
+	l.untilCount(w, udp, datagrams, datagrams)
+	until(t, func() string { return "TIME_WAIT" }, func() bool { live, all := l.oracle(tcp); return live == 0 && all == 1 })
+	check := func(when string, b Backend, want Count) {
+		t.Helper()
+		if n, _ := w.Count(b); n.In != want.In || n.Out != want.Out {
+			t.Errorf("%s, %s: in %v out %v, conntrack says in %v out %v", b, when, n.In, n.Out, want.In, want.Out)
+		}
+	}
+	wantTCP, wantUDP := l.moved(tcp), l.moved(udp)
+	for range 2 { // the second dump tells nothing new
+		l.sync(w)
+		check("dumped", tcp, wantTCP)
+		check("dumped", udp, wantUDP)
+	}
+	// Nobody answers the datagrams but ICMP, which is no part of their flow.
+	if n := (Counter{datagrams, datagrams * 29}); wantUDP.In != n || wantUDP.Out != (Counter{}) {
+		t.Errorf("datagrams: %+v, want %v", wantUDP, n)
+	}
+	for _, d := range []struct {
+		n       Counter
+		payload uint64
+	}{{wantTCP.In, up}, {wantTCP.Out, down}} {
+		// Headers of 20 to 120 bytes; a packet of the kernel's own is counted
+		// before or after segments were put together, so less than 40 each.
+		if d.n.Bytes <= d.payload+20*d.n.Packets || d.n.Bytes > d.payload+120*d.n.Packets {
+			t.Errorf("%v for %d bytes", d.n, d.payload)
+		}
+	}
+	l.conntrack("-D", "-p", "tcp")
+	l.conntrack("-D", "-p", "udp")
+	until(t, func() string { return "end of all flows" }, func() bool {
+		_, ok := w.Forget(l.backend(8000, 99)) // of no backend
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return ok && len(w.table.flows) == 0
+	})
+	check("ended", tcp, wantTCP)
+	check("ended", udp, wantUDP)
+	total, _ := w.Total(tcp.Service, tcp.Proto)
+	if n, ok := w.Forget(tcp); !ok || n.In != wantTCP.In || n.Out != wantTCP.Out || n.In != total.In {
+		t.Errorf("forgotten at %+v, %v; the service has %+v", n, ok, total)
+	}
+	if n, _ := w.Total(tcp.Service, tcp.Proto); n != total {
+		t.Errorf("service has %+v, %+v before its backend was forgotten", n, total)
+	}
+}
+
+// Refresh dumps when the last dump is too old, and otherwise does not.
+func TestWatcherRefresh(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.serve(8000, closeAfter)
+	w := l.watch(Options{})
+	l.sync(w)
+	b := l.backend(8000, unix.IPPROTO_TCP)
+	c := l.dial(b.Service, 0)
+	l.untilCount(w, b, 1, 1)
+	if err := w.Refresh(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := w.Count(b); n.Bytes() != 0 {
+		t.Errorf("there was a dump: %+v", n)
+	}
+	_, _ = c.Write([]byte("x"))
+	until(t, func() string { return "bytes of a dump" }, func() bool {
+		if err := w.Refresh(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		n, _ := w.Count(b)
+		return n.In.Packets >= 3
+	})
 }
 
 // A connection is live until it is closed, not until its entry goes.
@@ -382,18 +502,18 @@ func TestWatcherForget(t *testing.T) {
 	l.serve(8000, closeFirst)
 	w, c := l.watch(Options{}), l.open()
 	b := l.backend(8000, unix.IPPROTO_TCP)
-	if !w.Forget(b) {
+	if _, ok := w.Forget(b); !ok {
 		t.Error("a backend that never had a flow is not forgotten")
 	}
 	atEOF(t, l.dial(b.Service, 0))
 	until(t, func() string { return "first flow" }, func() bool { n, _ := w.Count(b); return n.New == 1 })
-	if w.Forget(b) {
+	if n, ok := w.Forget(b); ok || n.New != 1 {
 		t.Error("forgotten while there is an entry")
 	}
 	if _, err := c.DeleteBackend(t.Context(), b.Backend, b.Proto); err != nil {
 		t.Fatal(err)
 	}
-	until(t, func() string { return "entry to go" }, func() bool { return w.Forget(b) })
+	until(t, func() string { return "entry to go" }, func() bool { _, ok := w.Forget(b); return ok })
 	if n, _ := w.Count(b); n != (Count{}) {
 		t.Errorf("forgotten backend has %+v", n)
 	}

@@ -17,14 +17,22 @@ type CTFlow struct {
 	Orig    CTTuple
 	Reply   CTTuple
 	Mark    uint32
-	Flags   []string // as printed in brackets: UNREPLIED, ASSURED, OFFLOAD
-	Line    string
+
+	// What was carried, zero unless net.netfilter.nf_conntrack_acct was on when
+	// the flow began.
+	OrigCount, ReplyCount CTCount
+
+	Flags []string // as printed in brackets: UNREPLIED, ASSURED, OFFLOAD
+	Line  string
 }
 
 // CTTuple is one direction of a flow. The ports are 0 for protocols without.
 type CTTuple struct {
 	Src, Dst netip.AddrPort
 }
+
+// CTCount counts IP packets and their bytes, headers included.
+type CTCount struct{ Packets, Bytes uint64 }
 
 // Has says whether the entry is printed with [flag].
 func (f CTFlow) Has(flag string) bool { return slices.Contains(f.Flags, flag) }
@@ -73,6 +81,7 @@ func parseCTFlow(line string) (CTFlow, error) {
 	f.Proto = uint8(proto)
 	var src, dst [2]netip.Addr
 	var sport, dport [2]uint16
+	var counts [2]CTCount
 	dir := -1 // each "src=" begins the next tuple
 	for i, w := range words[4:] {
 		key, value, pair := strings.Cut(w, "=")
@@ -99,6 +108,10 @@ func parseCTFlow(line string) (CTFlow, error) {
 			sport[dir], err = parsePort(value)
 		case key == "dport":
 			dport[dir], err = parsePort(value)
+		case key == "packets":
+			counts[dir].Packets, err = strconv.ParseUint(value, 10, 64)
+		case key == "bytes":
+			counts[dir].Bytes, err = strconv.ParseUint(value, 10, 64)
 		}
 		if err != nil {
 			return f, fmt.Errorf("parse conntrack line %q: %w", line, err)
@@ -107,6 +120,7 @@ func parseCTFlow(line string) (CTFlow, error) {
 	if dir != 1 {
 		return f, fmt.Errorf("parse conntrack line %q: want two tuples", line)
 	}
+	f.OrigCount, f.ReplyCount = counts[0], counts[1]
 	f.Orig = CTTuple{netip.AddrPortFrom(src[0], sport[0]), netip.AddrPortFrom(dst[0], dport[0])}
 	f.Reply = CTTuple{netip.AddrPortFrom(src[1], sport[1]), netip.AddrPortFrom(dst[1], dport[1])}
 	return f, nil

@@ -170,7 +170,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		Keep: manager.keeper(), Inherited: left, Pulse: manager.pulse, PulseEvery: manager.pulseEvery(),
 	})
 	close(started)
-	record.Watch(ctl, watcher.Resyncs)
+	record.Watch(ctl, watcher)
 
 	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded, manager: manager}
 	g, gctx := errgroup.WithContext(ctx)
@@ -218,6 +218,8 @@ func (f flows) Live(backend netip.AddrPort, proto uint8) (int, error) {
 func (f flows) Forget(ctx context.Context, backend netip.AddrPort, proto uint8) (int, error) {
 	return f.conn.DeleteBackend(ctx, backend, proto)
 }
+
+func (f flows) Drop(b conntrack.Backend) (conntrack.Count, bool) { return f.Watcher.Forget(b) }
 
 func metricsHandler(r *metrics.Recorder, ctl *control.Control) http.Handler {
 	mux := http.NewServeMux()

@@ -198,12 +198,16 @@ func (c *Control) know(s *service, p podman.Replica) {
 	if p.Name != r.name {
 		r.alias = p.Name
 	}
+	was4, was6 := r.addr4, r.addr6
 	r.addr4, r.addr6 = netip.AddrPort{}, netip.AddrPort{}
 	if p.Addr4.IsValid() {
 		r.addr4 = netip.AddrPortFrom(p.Addr4, p.Port)
 	}
 	if p.Addr6.IsValid() {
 		r.addr6 = netip.AddrPortFrom(p.Addr6, p.Port)
+	}
+	if r.addr4 != was4 || r.addr6 != was6 {
+		c.part(r)
 	}
 	c.localnet(s)
 	r.endWatch()
@@ -262,8 +266,12 @@ func (c *Control) stop(s *service, a policy.Stop) {
 			}
 		}
 		c.box.post(func(now time.Time) {
-			if err == nil && r.index < policy.FirstMember {
-				delete(s.replicas, a.Index)
+			switch {
+			case err != nil:
+			case r.index < policy.FirstMember:
+				c.remove(s, r)
+			default:
+				c.part(r)
 			}
 			c.step(s, now, policy.Stopped{Index: a.Index, Err: err})
 		})

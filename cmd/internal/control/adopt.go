@@ -147,6 +147,9 @@ func (c *Control) forget(s *service) {
 	s.shares = nil
 	c.app.apply(c.slotted(s, false))
 	delete(c.services, s.name)
+	for _, r := range s.replicas {
+		c.part(r)
+	}
 	if s.unresolve != nil {
 		s.unresolve()
 	}

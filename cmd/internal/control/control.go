@@ -40,6 +40,9 @@ type Flows interface {
 	Sync(context.Context) error
 	Arm(conntrack.Backend) (conntrack.Count, bool)
 	Disarm(conntrack.Backend)
+	// Drop drops the counts of a backend if no entry is left, and returns what
+	// they are or were.
+	Drop(conntrack.Backend) (conntrack.Count, bool)
 }
 
 // Replicas makes containers.
@@ -118,6 +121,8 @@ type Control struct {
 	paused    map[*service]bool   // those with a paused backend
 	hushed    map[*service]bool   // those with silent connections
 	owners    map[uint64]*service // of these
+	tallies   map[conntrack.Backend]*tally
+	leaving   map[*tally]bool // those whose replica has left
 	due       deadlines
 	todo      []serving // connections taken in this turn
 	nextConn  uint64
@@ -149,6 +154,7 @@ func New(o Options) *Control {
 		opt: o, log: o.Log, box: newMailbox(),
 		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, hushed: map[*service]bool{}, owners: map[uint64]*service{}, localnets: map[string]string{},
 		ready: make(chan struct{}), unchecked: map[*replica]bool{},
+		tallies: map[conntrack.Backend]*tally{}, leaving: map[*tally]bool{},
 	}
 	c.app = newApplier(o.Table, o.Log)
 	c.app.took = o.Record.Transaction
@@ -299,6 +305,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			c.outwait(now)
 			c.loads(now)
 			c.settleLocalnets(now)
+			c.dismiss()
 			c.correct(now)
 			c.serve()
 		case <-pulse:

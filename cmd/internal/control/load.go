@@ -65,26 +65,15 @@ func (c *Control) load(s *service) policy.Load {
 		if !r.known() {
 			continue
 		}
-		var begun uint64
-		var moved uint64
 		for _, b := range c.backends(s, r) {
 			n, known := c.opt.Flows.Count(b)
 			l.Known = l.Known && known
 			l.Flows[r.index] += n.Live
-			begun += n.New
-			moved += n.Bytes
+			c.tally(s, r, b, n)
 		}
-		if moved > r.moved {
-			s.counts.bytes += moved - r.moved
-		}
-		r.moved = moved
-		if begun > r.begun { // less after the counts were made anew
-			s.counts.tracked += begun - r.begun
-		}
-		r.begun = begun
 	}
-	l.New = s.counts.tracked + s.counts.relayed
-	l.Bytes = s.counts.bytes
+	l.New = s.counts.flows + s.counts.relays
+	l.Bytes = s.counts.in.Bytes + s.counts.out.Bytes
 	l.Queued = s.queued()
 	return l
 }

@@ -240,12 +240,16 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 		return
 	}
 	c.opt.Record.Handover(reason)
-	c.box.post(func(time.Time) { s.counts.relayed++; v.replica.relays++ })
+	c.box.post(func(time.Time) { s.counts.relays++; v.replica.carried().relays++; v.replica.relays++ })
 	st, err := relay.RunWith(c.ctx, header, client, backend)
 	if err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, context.Canceled) {
 		s.log.Debug().Err(err).Str("backend", v.replica.name).Int64("to_backend", st.ToBackend).Int64("to_client", st.ToClient).Msg("relay ended")
 	}
 	c.box.post(func(now time.Time) {
+		for _, t := range [...]*traffic{&s.counts.traffic, v.replica.carried()} {
+			t.relayedIn += uint64(st.ToBackend) //nolint:gosec // a number of bytes
+			t.relayedOut += uint64(st.ToClient) //nolint:gosec // a number of bytes
+		}
 		v.replica.relays--
 		c.released(s, now, v.replica)
 	})

@@ -56,8 +56,8 @@ type replica struct {
 	looking      bool           // Podman is being asked about it
 	looked       time.Time      // when it last was
 	again        bool           // and will be once more
-	begun        uint64         // flows it was given, as last counted
-	moved        uint64         // bytes of them, as last counted
+	tallies      []*tally       // of its addresses, if something was counted
+	sum          *traffic       // nil: nothing was carried, see carried
 	unprobe      func()         // ends its checks; nil: none run
 	probes       int            // how often they were begun or ended
 	unwatch      func()         // ends the death watch; nil: none runs
@@ -87,7 +87,8 @@ type service struct {
 	due       time.Time
 	wake      wake
 	counts    totals
-	lastRef   time.Time // when a refused connection was last logged
+	past      map[int]*traffic // of replicas that are gone, by index
+	lastRef   time.Time        // when a refused connection was last logged
 	refused   int
 
 	heapIndex int
@@ -95,7 +96,8 @@ type service struct {
 
 // totals are counters of a service's lifetime in this process.
 type totals struct {
-	tracked, relayed, handedOver, bytes uint64
+	traffic
+	handedOver uint64
 }
 
 // wake collects the times of a cold start.
@@ -166,7 +168,7 @@ func podmanSpec(cfg config.Service) podman.Spec {
 func (s *service) replica(index int) *replica {
 	r := s.replicas[index]
 	if r == nil {
-		r = &replica{index: index, name: podman.Name(s.name, index)}
+		r = &replica{index: index, name: podman.Name(s.name, index), sum: s.past[index]}
 		s.replicas[index] = r
 	}
 	return r

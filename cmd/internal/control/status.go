@@ -34,7 +34,10 @@ type ServiceStatus struct {
 	Relaying   int    `json:"relaying"`    // relayed connections open now
 	FlowsTotal uint64 `json:"flows_total"` // since the daemon started
 	Silent     int    `json:"silent"`      // accepted, have said nothing yet, and so wake nothing
-	Limited    uint64 `json:"limited"`     // packets that would have begun a flow, dropped for the service's limits
+	Traffic
+	RelayedIn  uint64 `json:"relayed_bytes_in"` // payload of relayed connections that have ended
+	RelayedOut uint64 `json:"relayed_bytes_out"`
+	Limited    uint64 `json:"limited"` // packets that would have begun a flow, dropped for the service's limits
 }
 
 // BackendStatus is one backend's part of [ServiceStatus].
@@ -44,6 +47,22 @@ type BackendStatus struct {
 	State   string `json:"state"`
 	Flows   int    `json:"flows"`
 	Weight  int    `json:"weight"`
+
+	FlowsTotal uint64 `json:"flows_total"`
+	Traffic
+}
+
+// Traffic is what kernel flows have carried since the daemon started: IP packets
+// and their bytes, headers included. In is from clients, out to them.
+type Traffic struct {
+	BytesIn    uint64 `json:"bytes_in"`
+	BytesOut   uint64 `json:"bytes_out"`
+	PacketsIn  uint64 `json:"packets_in"`
+	PacketsOut uint64 `json:"packets_out"`
+}
+
+func (t *traffic) status() Traffic {
+	return Traffic{t.in.Bytes, t.out.Bytes, t.in.Packets, t.out.Packets}
 }
 
 // Status tells how all services are, or the named ones.
@@ -112,7 +131,7 @@ func (c *Control) status(s *service) ServiceStatus {
 	v := s.policy.View()
 	st := ServiceStatus{
 		Name: s.name, Phase: v.Phase.String(), Desired: v.Desired, Ready: v.Ready, Held: v.Held,
-		Relayed: s.counts.relayed, HandedOver: s.counts.handedOver, Relaying: s.relaying(), Silent: len(s.silents.by),
+		Relayed: s.counts.relays, HandedOver: s.counts.handedOver, Relaying: s.relaying(), Silent: len(s.silents.by),
 		Listen: []string{}, Backends: []BackendStatus{},
 	}
 	for _, ep := range s.endpoints {
@@ -122,11 +141,15 @@ func (c *Control) status(s *service) ServiceStatus {
 		st.LastError = v.Err.Error()
 	}
 	load := c.load(s)
-	st.FlowsTotal = load.New
+	st.FlowsTotal, st.Traffic = load.New, s.counts.status()
+	st.RelayedIn, st.RelayedOut = s.counts.relayedIn, s.counts.relayedOut
 	for _, b := range v.Backends {
 		bs := BackendStatus{Name: s.backendName(b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
 		if r := s.replicas[b.Index]; r != nil && r.known() {
 			bs.Address = r.any().String()
+		}
+		if r := s.replicas[b.Index]; r != nil && r.sum != nil {
+			bs.FlowsTotal, bs.Traffic = r.sum.flows+r.sum.relays, r.sum.status()
 		}
 		st.Flows += bs.Flows
 		st.Backends = append(st.Backends, bs)

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -15,15 +16,20 @@ import (
 type source struct{}
 
 func (source) Status(context.Context, ...string) (control.Status, error) {
-	return control.Status{Services: []control.ServiceStatus{{Name: "web", Phase: "warm"}}}, nil
+	return control.Status{Services: []control.ServiceStatus{{
+		Name: "web", Phase: "warm", Backends: []control.BackendStatus{{Name: "sluice-web-1", State: "ready"}},
+	}}}, nil
 }
+
+func (source) Refresh(context.Context, time.Duration) error { return nil }
+func (source) Resyncs() uint64                              { return 0 }
 
 // TestReadme: the table in the README and the real output name the same
 // metrics.
 func TestReadme(t *testing.T) {
 	t.Parallel()
 	r := New("v", "go")
-	r.Watch(source{}, func() uint64 { return 0 })
+	r.Watch(source{}, source{})
 	for _, f := range []func(){
 		func() { r.ColdStart("start", 1) }, func() { r.Decision("load") }, func() { r.Handover("handover") },
 	} {
