@@ -133,13 +133,11 @@ func (h *Host) port(r *report, service string, l config.Listen) {
 
 // bind tries an address, and a port if it is not 0, without listening.
 func bind(addr netip.Addr, port uint16, kind int) error {
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port), Addr: [4]byte{}}
-	family := unix.AF_INET
+	family := unix.AF_INET6
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(port), Addr: addr.As16()}
 	if addr.Is4() {
+		family = unix.AF_INET
 		sa = &unix.SockaddrInet4{Port: int(port), Addr: addr.As4()}
-	} else {
-		family = unix.AF_INET6
-		sa = &unix.SockaddrInet6{Port: int(port), Addr: addr.As16()}
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
