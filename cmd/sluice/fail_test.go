@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -127,7 +128,17 @@ func TestPodmanAway(t *testing.T) {
 	d.wait(t, event("warm"))
 	h.pod.KillService(t)
 	h.get(t, "/who") // kernel-direct
+	// A daemon that starts now waits for Podman, and cuts nobody meanwhile.
+	d.signal(t, syscall.SIGKILL)
+	d.end(t)
+	d = h.launch(t, filepath.Join(h.dir, "sluice.toml"))
+	d.wait(t, func(l line) bool { return strings.Contains(l.field("message"), "waiting for podman") })
+	h.get(t, "/who")
 	h.pod.StartService(t)
+	d.wait(t, func(l line) bool { return l.field("message") == "ready" })
+	if st := d.status(t); st.Phase != "warm" {
+		t.Errorf("after the wait for Podman: %+v", st)
+	}
 }
 
 // TestFlush: someone else's flush of all rules is noticed and put right.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -71,6 +72,11 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		return err
 	}
 	defer manager.to.Close()
+	pod, err := openPodman(ctx, cfg.Daemon.Podman, log)
+	if err != nil || pod == nil {
+		return err
+	}
+	defer pod.Close()
 	adminLn, err := admin.Listen(cfg.Daemon.Admin)
 	if err != nil {
 		return err
@@ -117,13 +123,6 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		return fmt.Errorf("conntrack events: %w", err)
 	}
 	defer watcher.Close()
-	pod, err := podman.Open(ctx, cfg.Daemon.Podman, podman.Options{Warn: func(err error) {
-		log.Warn().Err(err).Msg("podman")
-	}})
-	if err != nil {
-		return fmt.Errorf("podman: %w", err)
-	}
-	defer pod.Close()
 	loop, err := accept.Open(accept.Config{
 		Deliver: func(conn accept.Conn) { <-started; ctl.Deliver(conn) },
 		Error:   func(id uint64, err error) { <-started; ctl.AcceptError(id, err) },
@@ -202,6 +201,36 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 	err = g.Wait()
 	log.Info().Msg("sluice has stopped; table, containers and flows go on")
 	return err
+}
+
+// openPodman connects to Podman, and waits for it if it is not there: without it
+// nobody knows which containers there are. Services that are awake go on
+// meanwhile, in the kernel. It returns nil when ctx has ended.
+func openPodman(ctx context.Context, uri string, log zerolog.Logger) (*podman.Client, error) {
+	const least, most = 100 * time.Millisecond, 5 * time.Second
+	for wait := least; ; wait = min(2*wait, most) {
+		pod, err := podman.Open(ctx, uri, podman.Options{Warn: func(err error) {
+			log.Warn().Err(err).Msg("podman")
+		}})
+		switch {
+		case err == nil:
+			if wait > least {
+				log.Info().Msg("podman is there")
+			}
+			return pod, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case !errors.Is(err, podman.ErrUnreachable):
+			return nil, err
+		case wait == least:
+			log.Warn().Err(err).Msg("waiting for podman: what is awake goes on, nothing else does")
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(wait):
+		}
+	}
 }
 
 // flows joins the watcher's counts with the dumps and deletions of a
