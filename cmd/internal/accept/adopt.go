@@ -26,9 +26,6 @@ func (ln *Listener) adopt(backlog int) error {
 	if err := unix.SetNonblock(ln.fd, true); err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
-	if err := unix.SetsockoptInt(ln.fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1); err != nil {
-		return fmt.Errorf("set TCP_SAVE_SYN: %w", err)
-	}
 	// The backlog may be another one now. What waits stays, even if it is more.
 	return os.NewSyscallError("listen", unix.Listen(ln.fd, backlog))
 }

@@ -22,8 +22,7 @@ type Listener struct {
 }
 
 // Listen opens a listening socket. The address need not be on this host yet
-// (IP_FREEBIND), an IPv6 one takes no IPv4 connections, and each accepted
-// connection keeps its client's SYN for SavedSYN. backlog is how many
+// (IP_FREEBIND), and an IPv6 one takes no IPv4 connections. backlog is how many
 // completed connections may wait; the kernel silently clamps it, see Backlog.
 func Listen(addr netip.AddrPort, backlog int) (*Listener, error) {
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
@@ -63,7 +62,6 @@ func (ln *Listener) start(family int, sa unix.Sockaddr, backlog int) error {
 	}
 	options := []option{
 		{unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR"},
-		{unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, "TCP_SAVE_SYN"},
 	}
 	if family == unix.AF_INET6 {
 		options = append(options,

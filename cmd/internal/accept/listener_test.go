@@ -151,43 +151,6 @@ func held(t *testing.T, lab *testenv.Lab, addr string) (client net.Conn, fd int)
 	return client, fd
 }
 
-func TestSavedSYN(t *testing.T) {
-	t.Parallel()
-	lab := testenv.NewLab(t)
-	for _, c := range []struct {
-		addr string
-		ip   int // bytes of IP header before the ports
-	}{
-		{fmt.Sprintf("%s:80", lab.HostAddr4), 20},
-		{fmt.Sprintf("[%s]:80", lab.HostAddr6), 40},
-	} {
-		client, fd := held(t, lab, c.addr)
-		defer unix.Close(fd)
-		syn, err := SavedSYN(fd)
-		if err != nil {
-			t.Errorf("%s: %v", c.addr, err)
-			continue
-		}
-		from := client.LocalAddr().(*net.TCPAddr).AddrPort()
-		if len(syn) < c.ip+20 {
-			t.Fatalf("%s: %d bytes", c.addr, len(syn))
-		}
-		tcp := syn[c.ip:]
-		if sport, dport := int(tcp[0])<<8|int(tcp[1]), int(tcp[2])<<8|int(tcp[3]); sport != int(from.Port()) || dport != 80 {
-			t.Errorf("%s: ports %d > %d, want %d > 80", c.addr, sport, dport, from.Port())
-		}
-		if tcp[13] != 2 || len(tcp) != int(tcp[12]>>4)*4 || len(tcp) == 20 {
-			t.Errorf("%s: not a whole SYN with options: % x", c.addr, syn)
-		}
-		if _, err := SavedSYN(fd); !errors.Is(err, ErrNoSYN) {
-			t.Errorf("%s: second call: %v, want ErrNoSYN", c.addr, err)
-		}
-	}
-	if _, err := SavedSYN(-1); !errors.Is(err, unix.EBADF) {
-		t.Errorf("no socket: %v", err)
-	}
-}
-
 func TestReset(t *testing.T) {
 	t.Parallel()
 	lab := testenv.NewLab(t)
