@@ -20,9 +20,10 @@ const (
 	CTMask = 0xff000000
 
 	// PacketMark under PacketMask is the packet mark (SO_MARK) of the daemon's
-	// own raw packets: they are not tracked and no freeze holds them up. The
-	// first packet of a flow that goes out where it came in has it on its way
-	// from the forward hook to the postrouting hook.
+	// own raw packets: of TCP they are not tracked and no freeze holds them up;
+	// others begin flows that are masqueraded. The first packet of a flow that
+	// goes out where it came in has it on its way from the forward hook to the
+	// postrouting hook.
 	PacketMark = 0x51
 	PacketMask = 0xff
 )
@@ -171,8 +172,9 @@ func describe() layout {
 	note := chain{name: chainNote, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: 90}
 	natPost := chain{name: chainNATPost, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 95}
 
-	rawOut.add(packetMark(), notrack(), accept())
-	// Outgoing packets have their mark from the forward hook only for this one.
+	rawOut.add(packetMark(), isTCP(), notrack(), accept())
+	// Packets that get here with the mark have it from the forward hook, or are
+	// datagrams of clients beside their backend.
 	natPost.add(packetMark(), ctMark(), isDNAT(), masquerade())
 	forward.add(ctMark(), isDNAT(), ctState(expr.CtStateBitNEW), returnsByInput(), setPacketMark())
 	forward.add(ctMark(), isDNAT(), accept())

@@ -195,11 +195,18 @@ func (c *Client) up(ctx context.Context, name string) (Replica, error) {
 }
 
 // introduce tells the kernel whose the replica's addresses are: it may know
-// them as those of an earlier container.
+// them as those of an earlier container. And it lets the replica call itself.
 func (c *Client) introduce(r Replica) {
+	mirror := c.local && r.State.Live() && translated()
 	for addr, mac := range r.links {
 		if err := c.neigh.set(addr, mac); err != nil {
 			c.warn(fmt.Errorf("start container %s: refresh neighbour %s: %w", r.Name, addr, err))
+		}
+		if mirror {
+			mirror = false // the other family's is the same port
+			if err := c.neigh.hairpin(r.PID, addr); err != nil {
+				c.warn(fmt.Errorf("start container %s: it may not reach itself by its service: %w", r.Name, err))
+			}
 		}
 	}
 }

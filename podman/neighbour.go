@@ -17,9 +17,10 @@ import (
 // MAC; for as long as the kernel holds the old entry for good (30 s and more,
 // 43 s were seen) connects to the newcomer hang.
 //
-// The socket stays in the network namespace it was opened in.
+// The sockets stay in the network namespace they were opened in.
 type neighbours struct {
 	conn *rtnetlink.Conn
+	raw  *netlink.Conn // for hairpin
 
 	mu     sync.Mutex
 	pinned map[uint32]string // hardware addresses by link
@@ -30,10 +31,14 @@ func openNeighbours() (*neighbours, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
-	return &neighbours{conn: conn, pinned: map[uint32]string{}}, nil
+	raw, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open rtnetlink socket: %w", err), conn.Close())
+	}
+	return &neighbours{conn: conn, raw: raw, pinned: map[uint32]string{}}, nil
 }
 
-func (n *neighbours) close() error { return n.conn.Close() }
+func (n *neighbours) close() error { return errors.Join(n.conn.Close(), n.raw.Close()) }
 
 // set makes addr known at mac on the link that leads to it, or forgets what is
 // known of it if mac is nil. Setting is better than forgetting: the first SYN

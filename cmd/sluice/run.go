@@ -150,6 +150,8 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		Deliver: func(h datagram.Held) { <-started; ctl.DeliverDatagrams(h) },
 		Error:   func(id uint64, err error) { <-started; ctl.AcceptError(id, err) },
 		Tracker: untracked,
+		Beside:  func(client netip.Addr) bool { <-started; return ctl.Beside(client) },
+		Mark:    nft.PacketMark,
 	})
 	if err != nil {
 		return fmt.Errorf("datagrams: %w", err)

@@ -29,8 +29,13 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 			s.wake.start = now
 		}
 		r := s.replica(a.Index)
-		spec, limit, prepared := s.spec, callTimeout(s), r.prepared
-		c.work.Go(func() { c.start(s, spec, limit, r.name, a.Index, prepared) })
+		spec, limit, prepared, udp := s.spec, callTimeout(s), r.prepared, datagrams(s.cfg)
+		c.work.Go(func() {
+			if udp {
+				c.noteSubnets(c.ctx, spec.Network)
+			}
+			c.start(s, spec, limit, r.name, a.Index, prepared)
+		})
 	case policy.Pause:
 		c.paused[s] = true
 		r := s.replica(a.Index)

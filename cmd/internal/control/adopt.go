@@ -83,6 +83,10 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		s.log.Info().Str("backend", p.Name).Stringer("state", p.State).Bool("mapped", r.Mapped).Msg("container adopted")
 		replicas = append(replicas, r)
 	}
+	if len(replicas) > 0 && datagrams(s.cfg) {
+		network := s.spec.Network
+		c.work.Go(func() { c.noteSubnets(c.ctx, network) })
+	}
 	slices.SortFunc(replicas, func(a, b policy.Replica) int { return a.Index - b.Index })
 	c.step(s, now, policy.Adopt{Replicas: replicas})
 	if len(s.cfg.Backends) > 0 {

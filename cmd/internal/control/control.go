@@ -103,15 +103,16 @@ type Options struct {
 
 // A Control runs the services of one host.
 type Control struct {
-	opt    Options
-	log    zerolog.Logger
-	box    *mailbox
-	app    *applier
-	health *health.Pool
-	hub    hub
-	ctx    context.Context // ends effects
-	work   sync.WaitGroup  // effects
-	talk   sync.WaitGroup  // relays
+	opt     Options
+	log     zerolog.Logger
+	box     *mailbox
+	app     *applier
+	health  *health.Pool
+	hub     hub
+	subnets subnets
+	ctx     context.Context // ends effects
+	work    sync.WaitGroup  // effects
+	talk    sync.WaitGroup  // relays
 
 	// Owned by the goroutine of Run.
 	services  map[string]*service

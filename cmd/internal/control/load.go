@@ -49,11 +49,15 @@ func (c *Control) correct(now time.Time) {
 // ends when the kernel next comes across it, which announces its end: in a
 // dump, or else up to minutes later (nf_conntrack's gc_worker).
 func syncs(cfg config.Service) time.Duration {
-	udp := slices.ContainsFunc(cfg.Listen, func(l config.Listen) bool { return l.Proto == config.UDP })
-	if !udp && cfg.Scale.IdleCounts != config.IdleBytes {
+	if !datagrams(cfg) && cfg.Scale.IdleCounts != config.IdleBytes {
 		return syncEvery
 	}
 	return min(max(cfg.Scale.Idle/4, loadEvery), syncEvery)
+}
+
+// datagrams says whether the service has an address of UDP.
+func datagrams(cfg config.Service) bool {
+	return slices.ContainsFunc(cfg.Listen, func(l config.Listen) bool { return l.Proto == config.UDP })
 }
 
 // load sums up what the service carries: what the kernel tracks and what the

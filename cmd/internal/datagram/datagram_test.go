@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/conntrack"
-	"sluice/nft"
 	"sluice/testenv"
 )
 
@@ -227,15 +226,14 @@ func TestStraggler(t *testing.T) {
 // untracked sends a datagram that conntrack does not see, and so the socket does.
 func (l *lab) untracked(fl flow, text string) {
 	l.t.Helper()
+	const mark = 0x99
+	l.Host.RunInput(l.t, fmt.Sprintf("table inet blind { chain c { type filter hook output priority -300; meta mark %d notrack; }; }", mark), "nft", "-f", "-")
 	l.must(l.Host.Do(func() error {
-		w, err := openWire()
+		w, err := openWire(mark)
 		if err != nil {
 			return err
 		}
 		defer w.close()
-		for _, fd := range []int{w.v4, w.v6} {
-			l.must(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, nft.PacketMark))
-		}
 		return w.send(fl, datagram{data: []byte(text), hops: 9})
 	}))
 }

@@ -21,7 +21,9 @@
 //   - rp_filter and the check for martians concern input alone, and the backend
 //     gets what a router would send it. The route is looked up anew after the
 //     translation, for any source address.
-//   - Postrouting keeps the client's address, by the table's own rule.
+//   - Postrouting keeps the client's address, by the table's own rule. A client
+//     on the backend's own network gets this host's: the answer would go to it
+//     over the bridge, from an address that it has not called.
 //   - The kernel cuts an IPv4 packet of up to 64 KiB to what the backend's link
 //     takes; it has only to fit the loopback device, by whose route it begins.
 //     It refuses to cut IPv6 packets of a raw socket, but reassembles fragments

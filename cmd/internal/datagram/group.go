@@ -45,8 +45,14 @@ type Config struct {
 	// Called like Deliver.
 	Error   func(listener uint64, err error)
 	Tracker Tracker
-	Limits  Limits // of each listener
-	Total   int    // bytes that all listeners may hold; 64 MiB if zero
+	// Beside, if set, tells whether a client is on a network with backends.
+	// Their answers may go to it without passing through this host's
+	// translation, so what is passed on of it carries the packet mark Mark,
+	// by which the table gives it this host's address.
+	Beside func(client netip.Addr) bool
+	Mark   int
+	Limits Limits // of each listener
+	Total  int    // bytes that all listeners may hold; 64 MiB if zero
 }
 
 // Group is what listeners have in common. Its methods may be called from any
@@ -54,6 +60,7 @@ type Config struct {
 type Group struct {
 	cfg    Config
 	wire   *wire
+	marked *wire         // of clients beside their backend
 	last   atomic.Uint64 // id of a client
 	buffer sync.Pool
 	room   room
@@ -69,12 +76,16 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Deliver == nil || cfg.Tracker == nil {
 		return nil, errors.New("open datagram group: no Deliver or no Tracker")
 	}
-	w, err := openWire()
+	w, err := openWire(0)
 	if err != nil {
 		return nil, fmt.Errorf("open datagram group: %w", err)
 	}
+	marked, err := openWire(cfg.Mark)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open datagram group: %w", err), w.close())
+	}
 	g := &Group{
-		cfg: cfg, wire: w, listeners: map[uint64]*Listener{},
+		cfg: cfg, wire: w, marked: marked, listeners: map[uint64]*Listener{},
 		buffer: sync.Pool{New: func() any { return new(scratch) }},
 	}
 	g.room.limit = int64(cfg.Total)
@@ -175,5 +186,5 @@ func (g *Group) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(append(errs, g.wire.close())...)
+	return errors.Join(append(errs, g.wire.close(), g.marked.close())...)
 }

@@ -131,10 +131,14 @@ func (l *Listener) move(c *client, known map[flow]uint32) {
 	}
 	l.later(c) // should anything still come
 	c.gone = true
+	w := l.g.wire
+	if l.g.cfg.Beside != nil && l.g.cfg.Beside(c.flow.client.Addr()) {
+		w = l.g.marked
+	}
 	var lost error
 	sent := 0
 	for _, d := range c.data {
-		err := l.g.wire.send(c.flow, d)
+		err := w.send(c.flow, d)
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
 			c.due = c.seen.Add(firstPause)
 			break

@@ -12,20 +12,21 @@ import (
 // sendBuffer holds what waits for a backend's neighbour entry, for one.
 const sendBuffer = 8 << 20
 
-// wire sends datagrams from any source address. Its packets carry no mark: they
-// are to be tracked and translated like the client's own.
+// wire sends datagrams from any source address. Its packets are to be tracked
+// and translated like the client's own. They carry no mark, unless there is one
+// for clients beside their backend.
 type wire struct {
 	v4, v6 int // -1: not there
 	bufs   sync.Pool
 }
 
-func openWire() (*wire, error) {
+func openWire(mark int) (*wire, error) {
 	w := &wire{v4: -1, v6: -1, bufs: sync.Pool{New: func() any { return new([]byte) }}}
 	var err error
-	if w.v4, err = openRaw(unix.AF_INET); err != nil {
+	if w.v4, err = openRaw(unix.AF_INET, mark); err != nil {
 		return nil, err
 	}
-	w.v6, err = openRaw(unix.AF_INET6)
+	w.v6, err = openRaw(unix.AF_INET6, mark)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
 		w.v6 = -1 // booted with ipv6.disable=1
 	} else if err != nil {
@@ -36,13 +37,16 @@ func openWire() (*wire, error) {
 
 // openRaw opens a socket whose packets bring their IP header; that of
 // IPPROTO_RAW receives nothing.
-func openRaw(family int) (int, error) {
+func openRaw(family, mark int) (int, error) {
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
 	if err != nil {
 		return -1, fmt.Errorf("open raw socket: %w", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil {
 		return -1, errors.Join(fmt.Errorf("size send buffer: %w", err), unix.Close(fd))
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark); err != nil {
+		return -1, errors.Join(fmt.Errorf("mark packets: %w", err), unix.Close(fd))
 	}
 	return fd, nil
 }
