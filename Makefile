@@ -12,16 +12,20 @@ GOVULNCHECK := 1.8.0
 # What is tested, as in make test PKGS=./nft
 PKGS ?= ./...
 
+# How long each fuzz target runs, as in make fuzz FUZZTIME=10m
+FUZZTIME ?= 30s
+
 # The version is told by VERSION; without -buildvcs=false a build fails where
 # git refuses to look at another user's clone.
 static := CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help deps build demo test lint vuln bench install image install-quadlet clean
+.PHONY: help deps build demo test fuzz lint vuln bench install image install-quadlet clean
 
 help:
 	@echo 'make build    bin/sluice, static'
 	@echo 'make demo     watch it work: real containers in a sandbox of their own (root)'
 	@echo 'make test     vet and all tests with the race detector (root)'
+	@echo 'make fuzz     look for inputs that break something, FUZZTIME for each target'
 	@echo 'make bench    measure it on this machine (root)'
 	@echo 'make lint     golangci-lint'
 	@echo 'make install  to $(PREFIX)/bin, with a systemd unit in $(UNITDIR)'
@@ -48,6 +52,17 @@ bench: deps build
 test: deps
 	CGO_ENABLED=1 go vet -tags '$(TAGS)' $(PKGS)
 	CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 10m -tags '$(TAGS)' $(PKGS)
+	@go test -count=1 -cover ./policy | grep -F 'coverage: 100.0%' || { \
+		echo 'policy: a statement has no test: go test -coverprofile=c ./policy; go tool cover -html=c' >&2; exit 1; }
+
+# Every fuzz target in turn. What one finds is left in its testdata/fuzz, where
+# go test runs it from then on.
+fuzz: deps
+	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9]+' . | sed -E 's|/[^/]*:[0-9]+:func | |' | sort | \
+	while read -r dir name; do \
+		echo "$$dir $$name"; \
+		go test -tags '$(TAGS)' -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
+	done
 
 lint: bin/golangci-lint-$(GOLANGCI)
 	$< run

@@ -103,3 +103,30 @@ func TestAdoptedDuringDrain(t *testing.T) {
 		}
 	}
 }
+
+// TestDrainMember: a member that is drained by order stays away, also when it
+// is drained again, until the service is woken.
+func TestDrainMember(t *testing.T) {
+	t.Parallel()
+	spec := testSpec()
+	spec.Max = 0
+	w := newWorld(t, spec)
+	w.list(1<<2 | 3) // two, with a weight
+	w.calm()
+	for range 2 {
+		w.step(Drain{FirstMember})
+		w.calm()
+		if s := w.states()[FirstMember]; s != Sleeping {
+			w.failf("state %s", s)
+		}
+	}
+	w.accept()
+	if len(w.asked) != 1 || w.served != 1 {
+		w.failf("the map names %v, %d served", w.asked, w.served)
+	}
+	w.step(Wake{})
+	w.calm()
+	if s := w.states()[FirstMember]; s != Ready {
+		w.failf("state %s", s)
+	}
+}

@@ -95,3 +95,18 @@ func TestLevelTrace(t *testing.T) {
 }
 
 func spreadCounts(counts []int) []int { return Spread(counts, LevelSize) }
+
+// TestLevelMany: more backends than slots are not levelled.
+func TestLevelMany(t *testing.T) {
+	t.Parallel()
+	flows, weights := make([]int, LevelSize+1), make([]int, LevelSize+1)
+	for i := range weights {
+		weights[i] = 1
+	}
+	if out := Level(flows, weights, 1); slices.Max(out) > 0 {
+		t.Errorf("%v", out)
+	}
+	if out := Level(flows[1:], weights[1:], 1); slices.Min(out) != 1 || slices.Max(out) != 1 {
+		t.Errorf("%v", out)
+	}
+}

@@ -17,15 +17,19 @@ type Scaling struct {
 }
 
 const (
-	panicThreshold = 2.0 // times what the replicas should carry
-	deadBand       = 0.1 // of the target: no change inside it
+	panicThreshold = 2.0                    // times what the replicas should carry
+	deadBand       = 0.1                    // of the target: no change inside it
+	grain          = 100 * time.Millisecond // loads that come faster replace each other
+	least          = time.Second            // a load stands for at least so long
 )
 
-// A sample is one known load, and recommendation what it led to.
+// A sample is one known load, and recommendation what it led to. Loads come at
+// any time, often just when a backend has lost its last flow: each counts for
+// as long as it stood.
 type sample struct {
 	at    time.Time
 	flows float64
-	rate  float64
+	total uint64 // flows begun until then
 }
 
 type recommendation struct {
@@ -48,15 +52,12 @@ func (sc *scaler) reset() {
 
 // observe adds a load and says whether any flow has begun since the last.
 func (sc *scaler) observe(now time.Time, flows, queued int, total uint64) (begun bool) {
-	s := sample{at: now, flows: float64(flows + queued)}
-	begun = total > sc.total
-	if n := len(sc.samples); n > 0 && begun {
-		if dt := now.Sub(sc.samples[n-1].at).Seconds(); dt > 0 {
-			s.rate = float64(total-sc.total) / dt
-		}
+	if n := len(sc.samples); n > 1 && sc.samples[n-1].at.Sub(sc.samples[n-2].at) < grain {
+		sc.samples = sc.samples[:n-1]
 	}
-	sc.total = total
-	sc.samples = append(sc.samples, s)
+	begun = total > sc.total
+	sc.total = max(total, sc.total)
+	sc.samples = append(sc.samples, sample{now, float64(flows + queued), sc.total})
 	return begun
 }
 
@@ -104,19 +105,29 @@ func (sc *scaler) desired(now time.Time, c Scaling, ready int) int {
 // need is the exact number of replicas, the larger of the two measures, for
 // the average load of the window, or the last if that is older. There is one.
 func (sc *scaler) need(now time.Time, c Scaling, window time.Duration) float64 {
-	var flows, rate float64
-	n := 0
-	for i := len(sc.samples) - 1; i >= 0 && (n == 0 || now.Sub(sc.samples[i].at) < window); i-- {
-		flows += sc.samples[i].flows
-		rate += sc.samples[i].rate
-		n++
+	last := len(sc.samples) - 1
+	first := last
+	for first > 0 && now.Sub(sc.samples[first-1].at) < window {
+		first--
+	}
+	var flows, stood float64
+	for i := first; i <= last; i++ {
+		d := max(now.Sub(sc.samples[last].at), least)
+		if i < last {
+			d = sc.samples[i+1].at.Sub(sc.samples[i].at)
+		}
+		flows += sc.samples[i].flows * d.Seconds()
+		stood += d.Seconds()
 	}
 	var need float64
 	if c.Flows > 0 {
-		need = flows / float64(n) / (float64(c.Flows) * c.Utilization)
+		need = flows / stood / (float64(c.Flows) * c.Utilization)
 	}
 	if c.Rate > 0 {
-		need = max(need, rate/float64(n)/(c.Rate*c.Utilization))
+		from := sc.samples[max(first-1, 0)]
+		to := sc.samples[last]
+		rate := float64(to.total-from.total) / max(to.at.Sub(from.at), least).Seconds()
+		need = max(need, rate/(c.Rate*c.Utilization))
 	}
 	return need
 }

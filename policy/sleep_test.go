@@ -58,3 +58,77 @@ func TestDiesDuringCall(t *testing.T) {
 		}
 	}
 }
+
+// TestPauseCount: what was sent between the decision to pause and the pause
+// shows in a count, and wakes; so does a count that fails.
+func TestPauseCount(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name         string
+		flows        int
+		known, thaws bool
+	}{
+		{"as before", 2, true, false},
+		{"fewer", 1, true, false},
+		{"more", 3, true, true},
+		{"unknown", 2, false, true},
+	} {
+		spec := testSpec()
+		spec.Sleep, spec.IdleBytes = SleepPause, true
+		w := warm(t, spec)
+		w.flows[1] = 2
+		for w.call[1] == "" {
+			w.now = w.now.Add(1e9)
+			w.load()
+		}
+		w.finish(1, nil, false)
+		w.flows[1] = tt.flows
+		w.count(0, tt.known)
+		if (w.call[1] == "thaw") != tt.thaws {
+			t.Errorf("%s: %v, calls %v", tt.name, w.states(), w.call)
+		}
+	}
+}
+
+// TestPausedDies: a paused replica that dies leaves the map, then goes; one
+// that was only prepared goes at once.
+func TestPausedDies(t *testing.T) {
+	t.Parallel()
+	w := paused(t)
+	w.die(1)
+	if s := w.states()[1]; s != DrainingFlows || len(w.asked) > 0 {
+		w.failf("state %s, the map names %v", s, w.asked)
+	}
+	w.ack()
+	if s := w.states()[1]; s != Stopping {
+		w.failf("state %s", s)
+	}
+	spec := testSpec()
+	spec.Sleep = SleepPrepared
+	w = newWorld(t, spec)
+	w.calm()
+	w.die(1)
+	if s := w.states()[1]; s != Stopping {
+		w.failf("state %s", s)
+	}
+}
+
+// TestDrainAsleep: an order to drain takes also what sleeps.
+func TestDrainAsleep(t *testing.T) {
+	t.Parallel()
+	for _, depth := range []Sleep{SleepPause, SleepPrepared} {
+		w := paused(t, func(s *Spec) { s.Sleep = SleepPause })
+		if depth == SleepPrepared {
+			spec := testSpec()
+			spec.Sleep = SleepPrepared
+			w = newWorld(t, spec)
+			w.calm()
+		}
+		w.step(Drain{1})
+		w.ack()
+		w.count(0, true)
+		if s := w.states()[1]; s != Stopping {
+			w.failf("depth %d: state %s", depth, s)
+		}
+	}
+}

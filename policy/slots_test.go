@@ -57,3 +57,30 @@ func TestSpread(t *testing.T) {
 		}
 	}
 }
+
+// TestNoSlots: with nothing to choose from, or nothing to fill, there are none.
+func TestNoSlots(t *testing.T) {
+	t.Parallel()
+	for _, weights := range [][]int{nil, {0}, {0, -1}} {
+		if s := Spread(weights, 8); len(s) > 0 {
+			t.Errorf("%v: %v", weights, s)
+		}
+		if s := Consistent(make([]string, len(weights)), weights); len(s) > 0 {
+			t.Errorf("%v: %v", weights, s)
+		}
+		if n := SlotCount(weights, classes()); n != 0 {
+			t.Errorf("%v: %d slots", weights, n)
+		}
+	}
+	if s := Spread([]int{1}, 0); len(s) > 0 {
+		t.Errorf("of no slots: %v", s)
+	}
+	for _, b := range Consistent([]string{"a", "b", "c"}, []int{100, 0, 50}) {
+		if b == 1 {
+			t.Fatal("a backend without weight has a slot")
+		}
+	}
+	if n := SlotCount([]int{1, 1000}, []int{1, 2, 16}); n != 16 {
+		t.Errorf("%d slots, want the most there are", n)
+	}
+}
