@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/google/nftables"
 )
@@ -44,7 +45,7 @@ func Others() ([]Foreign, error) {
 		if c.Hooknum == nil || c.Priority == nil || families[c.Table.Family] == "" || hooks[*c.Hooknum] == "" {
 			continue
 		}
-		if c.Table.Family == nftables.TableFamilyINet && c.Table.Name == Name {
+		if c.Table.Family == nftables.TableFamilyINet && (c.Table.Name == Name || strings.HasPrefix(c.Table.Name, HoldPrefix)) {
 			continue
 		}
 		list = append(list, Foreign{

@@ -102,6 +102,11 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		return fmt.Errorf("table inet sluice: %w", err)
 	}
 	defer table.Close()
+	if hold, err := nft.KeepNAT(nft.Options{}); err == nil {
+		defer hold.Close()
+	} else {
+		log.Warn().Err(err).Msg("when others flush the ruleset, connections may be cut")
+	}
 	ct, err := conntrack.Open(nft.CTMark, nft.CTMask)
 	if err != nil {
 		return fmt.Errorf("conntrack: %w", err)
