@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sluice/cmd/internal/admin"
 	"sluice/cmd/internal/control"
 	"sluice/testenv"
@@ -28,6 +30,9 @@ const asSluice = "SLUICE_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asSluice) != "" {
+		if os.Getenv(noUring) != "" {
+			refuse(unix.SYS_IO_URING_SETUP)
+		}
 		main()
 	}
 	os.Exit(m.Run())

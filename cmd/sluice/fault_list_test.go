@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +15,8 @@ import (
 
 	"sluice/cmd/internal/admin"
 	"sluice/cmd/internal/control"
+	"sluice/conntrack"
+	"sluice/nft"
 	"sluice/testenv"
 )
 
@@ -199,9 +202,7 @@ func sysctlFault(key, wrong, right string) fault {
 
 func kernelFaults() []fault {
 	return []fault{
-		// With the last chain of NAT the kernel's translation is gone, until the
-		// table is back: a packet in that moment ends its connection.
-		{name: "nft flush ruleset", promise: fromWarm, strike: func(t *testing.T, s *stage, b *blow) {
+		{name: "nft flush ruleset", strike: func(t *testing.T, s *stage, b *blow) {
 			s.nft(t, "flush ruleset")
 			s.putRight(t, b)
 		}},
@@ -228,6 +229,19 @@ add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
 		sysctlFault("net.netfilter.nf_conntrack_acct", "0", "1"),
 		sysctlFault("net.netfilter.nf_conntrack_events", "0", "1"),
 		sysctlFault("net.ipv4.ip_forward", "0", "1"),
+		{name: "events of conntrack lost", strike: func(t *testing.T, s *stage, b *blow) {
+			pid := s.d.cmd.Process.Pid
+			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+					t.Fatal(err)
+				}
+				s.d.waitFrom(t, b.log, func(l line) bool { return l.field("message") == "flows are counted anew" })
+			}()
+			s.strangers(t, 40_000)() // an event each to begin and to end
+		}},
 		{name: "conntrack entries deleted by hand", promise: fromWarm, strike: func(t *testing.T, s *stage, b *blow) {
 			for _, name := range stagePhases() {
 				// Exit code 1 if there is none.
@@ -241,6 +255,38 @@ add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
 // fromWarm: connections of services that are awake.
 func fromWarm(c contact, b *blow) bool {
 	return (c.service == inWarm || c.service == inDraining) && inGap(c, b)
+}
+
+// strangers makes entries in conntrack that look like flows of the table, to a
+// backend that there is not.
+func (s *stage) strangers(t *testing.T, n int) (remove func()) {
+	t.Helper()
+	var c *conntrack.Conn
+	if err := s.Host.Do(func() (err error) {
+		c, err = conntrack.Open(nft.CTMark, nft.CTMask)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	backend := netip.MustParseAddrPort("10.88.255.251:8080")
+	for i := range n {
+		if err := c.Create(conntrack.Entry{
+			Orig: conntrack.Tuple{
+				Src:   netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 99, byte(1 + i>>14), byte(i >> 6)}), uint16(20000+i&63)), //nolint:gosec // cut on purpose
+				Dst:   netip.MustParseAddrPort("192.0.2.99:80"),
+				Proto: unix.IPPROTO_TCP,
+			},
+			Backend: backend, Mark: nft.CTMark, Timeout: time.Hour, State: conntrack.StateEstablished,
+		}); err != nil {
+			t.Fatalf("entry %d: %v", i, err)
+		}
+	}
+	return func() {
+		if _, err := c.DeleteBackend(t.Context(), backend, unix.IPPROTO_TCP); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func (s *stage) restart(t *testing.T, b *blow, sig syscall.Signal) {
@@ -285,6 +331,32 @@ func daemonFaults() []fault {
 			if err := admin.Dial(s.admin()).Reload(t.Context()); err != nil {
 				t.Error(err)
 			}
+		}},
+		{name: "reload with a changed service", strike: func(t *testing.T, s *stage, b *blow) {
+			old := map[string]bool{}
+			for _, r := range s.status(t, inWarm).Backends {
+				old[r.Address] = true
+			}
+			s.config = s.write(t, `CHANGED = "1"`)
+			if err := admin.Dial(s.admin()).Reload(t.Context()); err != nil {
+				t.Error(err)
+			}
+			s.until(t, inWarm, "two new replicas", func(st control.ServiceStatus) bool {
+				fresh := 0
+				for _, r := range st.Backends {
+					if r.State == "ready" && !old[r.Address] {
+						fresh++
+					}
+				}
+				return fresh == 2
+			})
+			s.visitWarm() // for the old ones drain for as long as these stay
+		}},
+		{name: "restarted with io_uring refused", promise: awayFromHeld, strike: func(t *testing.T, s *stage, b *blow) {
+			s.by = []string{"env", noUring + "=1"}
+			s.restart(t, b, syscall.SIGKILL)
+			s.by = nil
+			s.d.wait(t, func(l line) bool { return l.field("accept") == "epoll" })
 		}},
 		{name: "file descriptors used up for 2 s", early: true, strike: func(t *testing.T, s *stage, b *blow) {
 			pid := s.d.cmd.Process.Pid

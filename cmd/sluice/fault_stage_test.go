@@ -33,9 +33,10 @@ type stage struct {
 	config  string
 	clients *crowd
 
-	steady []*callers // of warm and draining
-	victim string     // the replica of draining that drains
-	pinned *callers   // those whose connections it drains for
+	victim string   // the replica of draining that drains
+	steady *callers // of warm
+	others *callers // of draining, at its other replica
+	pinned *callers // those whose connections it drains for
 }
 
 func stageAddr(service string) string {
@@ -61,17 +62,26 @@ func newStage(t *testing.T, relayed bool) *stage {
 	s.config = s.write(t, "")
 	s.d = s.start(t, s.config)
 	s.until(t, inWarm, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
+	t.Cleanup(s.goHome)
 	s.drainOne(t)
-	s.steady = []*callers{
-		s.clients.visit(inWarm, 1, 4, 20*time.Millisecond),
-		s.clients.visit(inDraining, 1, 2, 20*time.Millisecond),
+	s.visitWarm()
+	return s
+}
+
+func (s *stage) visitWarm() {
+	if s.steady != nil {
+		s.steady.end()
 	}
-	t.Cleanup(func() {
-		for _, c := range append(s.steady, s.pinned) {
+	s.steady = s.clients.visit(inWarm, 1, 4, 20*time.Millisecond)
+}
+
+// goHome ends the clients.
+func (s *stage) goHome() {
+	for _, c := range []*callers{s.steady, s.others, s.pinned} {
+		if c != nil {
 			c.end()
 		}
-	})
-	return s
+	}
 }
 
 // write writes the configuration; more is put into warm's environment.
@@ -123,8 +133,10 @@ timeout = "5m"
 // order to drain.
 func (s *stage) drainOne(t *testing.T) {
 	t.Helper()
-	if s.pinned != nil {
-		s.pinned.end()
+	for _, c := range []*callers{s.pinned, s.others} {
+		if c != nil {
+			c.end()
+		}
 	}
 	// A replica that drained for connections that are lost may linger.
 	st := s.until(t, inDraining, "one replica", func(st control.ServiceStatus) bool {
@@ -150,6 +162,7 @@ func (s *stage) drainOne(t *testing.T) {
 	}
 	s.order(t, inDraining, "drain?backend="+s.victim)
 	s.until(t, inDraining, "a draining replica", s.isDraining)
+	s.others = s.clients.visit(inDraining, 1, 2, 20*time.Millisecond)
 }
 
 func (s *stage) isDraining(st control.ServiceStatus) bool {

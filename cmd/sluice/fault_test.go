@@ -189,9 +189,7 @@ func TestFaults(t *testing.T) {
 // leak.
 func (s *stage) leave(t *testing.T) {
 	t.Helper()
-	for _, c := range append(s.steady, s.pinned) {
-		c.end()
-	}
+	s.goHome()
 	for _, name := range stagePhases() {
 		s.order(t, name, "drain")
 	}
