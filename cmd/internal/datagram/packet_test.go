@@ -120,7 +120,7 @@ func TestChecksumZero(t *testing.T) {
 func FuzzStore(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 250, 4, 5, 251, 1, 1, 1, 1, 252})
 	f.Fuzz(func(t *testing.T, ops []byte) {
-		shared := room{limit: 3000}
+		shared := room{limit: 5000}
 		s := newStore(Limits{Client: 1000, Clients: 4, Total: 2000}, &shared)
 		var id uint64
 		for _, op := range ops {
@@ -138,7 +138,7 @@ func FuzzStore(f *testing.F) {
 					s.add(fl, datagram{data: make([]byte, n)}, func() uint64 { id++; return id })
 				}
 			}
-			size, count := 0, 0
+			size, count, holding := 0, 0, 0
 			var before uint64
 			for _, c := range s.order {
 				own := 0
@@ -151,9 +151,12 @@ func FuzzStore(f *testing.F) {
 				before = c.id
 				size += own
 				count += len(c.data)
+				if len(c.data) > 0 {
+					holding++
+				}
 			}
 			if size != s.size || count != s.count || size > 2000 || len(s.order) > 4 ||
-				len(s.by) != len(s.order) || len(s.ids) != len(s.order) || shared.used.Load() != int64(size) {
+				len(s.by) != len(s.order) || len(s.ids) != len(s.order) || shared.used.Load() != int64(size+holding*clientCharge) {
 				t.Fatalf("%d bytes in %d, counted %d in %d, %d clients", size, count, s.size, s.count, len(s.order))
 			}
 		}

@@ -6,8 +6,12 @@ import (
 )
 
 // minCharge is what a datagram counts for at least, so that many empty ones
-// are bounded too.
-const minCharge = 64
+// are bounded too. clientCharge is what a client of whom something is held counts
+// for in the group besides, so that many sources, which may be spoofed, are.
+const (
+	minCharge    = 64
+	clientCharge = 1 << 10
+)
 
 // Limits bound what one listener holds. Zero fields stand for the defaults. What
 // comes beyond is dropped: those who came first keep their place.
@@ -77,10 +81,14 @@ func (s *store) full() bool { return len(s.by) >= s.limits.Clients }
 // room tells whether a datagram of this length would be kept.
 func (s *store) room(fl flow, n int) bool {
 	n = max(n, minCharge)
-	if s.size+n > s.limits.Total || s.shared.used.Load()+int64(n) > s.shared.limit {
+	c := s.by[fl]
+	all := n
+	if c == nil || len(c.data) == 0 {
+		all += clientCharge
+	}
+	if s.size+n > s.limits.Total || s.shared.used.Load()+int64(all) > s.shared.limit {
 		return false
 	}
-	c := s.by[fl]
 	if c == nil {
 		return !s.full() && n <= s.limits.Client
 	}
@@ -94,6 +102,9 @@ func (s *store) add(fl flow, d datagram, id func() uint64) (c *client, fresh boo
 		c, fresh = &client{id: id(), flow: fl}, true
 		s.by[fl], s.ids[c.id] = c, c
 		s.order = append(s.order, c)
+	}
+	if len(c.data) == 0 {
+		s.shared.used.Add(clientCharge)
 	}
 	c.data = append(c.data, d)
 	c.size += charge(d)
@@ -111,6 +122,9 @@ func (s *store) drop(c *client, n int) {
 		s.shared.used.Add(-int64(charge(d)))
 	}
 	s.count -= n
+	if n > 0 && n == len(c.data) {
+		s.shared.used.Add(-clientCharge)
+	}
 	if n == len(c.data) {
 		c.data = nil
 		return
