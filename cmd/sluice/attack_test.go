@@ -110,10 +110,7 @@ func TestConnectionFlood(t *testing.T) {
 	d := h.start(t, h.configure(t, flooded+calm))
 	fds, memory := d.usage(t)
 
-	var in []net.Conn
-	for _, c := range h.crowd(t, crowd) {
-		in = append(in, c)
-	}
+	in := h.crowd(t, crowd)
 	if len(in) < backlog || len(in) > backlog+2 {
 		t.Errorf("%d connections got in, want those of the backlog of %d and the one that is held", len(in), backlog)
 	}
