@@ -13,7 +13,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -176,14 +175,13 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		Keep: manager.keeper(), Inherited: left, Pulse: manager.pulse, PulseEvery: manager.pulseEvery(),
 	})
 	close(started)
-	record.Watch(ctl, watcher)
 
 	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded, manager: manager}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ctl.Run(gctx, relayGrace) })
 	g.Go(func() error { return admin.Serve(gctx, adminLn, admin.Handler(ctl, reload)) })
 	if metricsLn != nil {
-		g.Go(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl)) })
+		g.Go(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl, watcher)) })
 	}
 	g.Go(func() error { return reload.run(gctx) })
 	g.Go(func() error { return listen(gctx, ctl, log) })
@@ -257,9 +255,9 @@ func (f flows) Forget(ctx context.Context, backend netip.AddrPort, proto uint8) 
 
 func (f flows) Drop(b conntrack.Backend) (conntrack.Count, bool) { return f.Watcher.Forget(b) }
 
-func metricsHandler(r *metrics.Recorder, ctl *control.Control) http.Handler {
+func metricsHandler(r *metrics.Recorder, ctl *control.Control, flows metrics.Flows) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r.Registry(), promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", r.Handler(ctl, flows))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, req *http.Request) {
 		ctx, cancel := context.WithTimeout(req.Context(), time.Second)
 		defer cancel()

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -67,38 +68,62 @@ func (t *traffic) status() Traffic {
 
 // Status tells how all services are, or the named ones.
 func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
-	type answer struct {
-		st  Status
-		err error
-	}
-	ch := make(chan answer, 1)
-	c.box.post(func(time.Time) {
-		var a answer
+	var st Status
+	var all []*service
+	var limited map[nft.Endpoint]uint64
+	var unknown error
+	err := c.ask(ctx, func() {
 		for _, n := range names {
 			if c.services[n] == nil {
-				ch <- answer{err: fmt.Errorf("%w: %q", ErrUnknown, n)}
+				unknown = fmt.Errorf("%w: %q", ErrUnknown, n)
 				return
 			}
 		}
-		a.st.Services, a.st.ConfigError = []ServiceStatus{}, c.configError
-		limited := c.limited()
 		for _, s := range c.services {
 			if len(names) == 0 || slices.Contains(names, s.name) {
-				st := c.status(s)
-				for _, ep := range s.endpoints {
-					st.Limited += limited[ep]
-				}
-				a.st.Services = append(a.st.Services, st)
+				all = append(all, s)
 			}
 		}
-		slices.SortFunc(a.st.Services, func(x, y ServiceStatus) int { return strings.Compare(x.Name, y.Name) })
-		ch <- a
+		st.ConfigError, limited = c.configError, c.limited()
 	})
+	if err != nil || unknown != nil {
+		return Status{}, cmp.Or(err, unknown)
+	}
+	slices.SortFunc(all, func(x, y *service) int { return strings.Compare(x.name, y.name) })
+	st.Services = make([]ServiceStatus, 0, len(all))
+	for part := range slices.Chunk(all, statusPart) {
+		err := c.ask(ctx, func() {
+			for _, s := range part {
+				if c.services[s.name] != s {
+					continue // gone meanwhile
+				}
+				sv := c.status(s)
+				for _, ep := range s.endpoints {
+					sv.Limited += limited[ep]
+				}
+				st.Services = append(st.Services, sv)
+			}
+		})
+		if err != nil {
+			return Status{}, err
+		}
+	}
+	return st, nil
+}
+
+// statusPart is how many services are told of in one turn of the owner. All of
+// many at once would keep it from its work for tens of milliseconds.
+const statusPart = 100
+
+// ask runs f in the owner and waits for it. After an error f may still run.
+func (c *Control) ask(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	c.box.post(func(time.Time) { f(); close(done) })
 	select {
-	case a := <-ch:
-		return a.st, a.err
+	case <-done:
+		return nil
 	case <-ctx.Done():
-		return Status{}, fmt.Errorf("status: %w", ctx.Err())
+		return fmt.Errorf("status: %w", ctx.Err())
 	}
 }
 
