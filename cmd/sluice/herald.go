@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ func newHerald(log zerolog.Logger) (*herald, *inherit.Set, error) {
 	}
 	left := &inherit.Set{}
 	for _, f := range files {
-		left.Add(f.Name, f.FD)
+		left.Add(inherit.Socket{Name: f.Name, FD: f.FD, Kept: true})
 	}
 	n, err := systemd.Open(func(err error) { log.Warn().Err(err).Msg("no word to the service manager") })
 	return &herald{to: n, log: log}, left, err
@@ -40,6 +41,14 @@ func (h *herald) keeper() control.Keeper {
 		return nil
 	}
 	return h.to
+}
+
+// journal is where held datagrams outlive the daemon.
+func (h *herald) journal() func(netip.AddrPort, int) {
+	if h.to == nil {
+		return nil
+	}
+	return func(addr netip.AddrPort, fd int) { h.to.Store(inherit.Name(inherit.Datagrams, addr), fd) }
 }
 
 // fits says once if the service manager cannot keep as much as there is.

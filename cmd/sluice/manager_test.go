@@ -32,9 +32,11 @@ type manager struct {
 	grown    chan struct{}
 }
 
+// stored is a descriptor and not a file: one of Go's would make the socket blocking
+// for the daemon too.
 type stored struct {
 	name string
-	file *os.File
+	fd   int
 }
 
 func newManager(t *testing.T, h *host) *manager {
@@ -51,7 +53,7 @@ func newManager(t *testing.T, h *host) *manager {
 		<-done
 		_ = m.conn.Close()
 		for _, s := range m.store {
-			_ = s.file.Close()
+			_ = unix.Close(s.fd)
 		}
 	})
 	return m
@@ -64,7 +66,7 @@ func (m *manager) run(t *testing.T) {
 		if err != nil {
 			return // the deadline of the end
 		}
-		var files []*os.File
+		var files []int
 		msgs, err := unix.ParseSocketControlMessage(oob[:on])
 		if err != nil {
 			t.Errorf("control message: %v", err)
@@ -74,16 +76,13 @@ func (m *manager) run(t *testing.T) {
 			if err != nil {
 				t.Errorf("control message: %v", err)
 			}
-			for _, fd := range fds {
-				unix.CloseOnExec(fd)
-				files = append(files, os.NewFile(uintptr(fd), "stored"))
-			}
+			files = append(files, fds...)
 		}
 		m.take(string(b[:n]), files)
 	}
 }
 
-func (m *manager) take(text string, files []*os.File) {
+func (m *manager) take(text string, fds []int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	vars := map[string]string{}
@@ -93,16 +92,16 @@ func (m *manager) take(text string, files []*os.File) {
 	}
 	name := vars["FDNAME"]
 	if vars["FDSTORE"] == "1" {
-		for _, f := range files {
-			if slices.ContainsFunc(m.store, func(s stored) bool { return inode(s.file) == inode(f) }) {
-				_ = f.Close()
+		for _, fd := range fds {
+			if slices.ContainsFunc(m.store, func(s stored) bool { return inode(s.fd) == inode(fd) }) {
+				_ = unix.Close(fd)
 				continue
 			}
-			m.store = append(m.store, stored{name, f})
+			m.store = append(m.store, stored{name, fd})
 		}
 	} else {
-		for _, f := range files {
-			_ = f.Close()
+		for _, fd := range fds {
+			_ = unix.Close(fd)
 		}
 	}
 	if vars["FDSTOREREMOVE"] == "1" {
@@ -116,28 +115,33 @@ func (m *manager) take(text string, files []*os.File) {
 func (m *manager) drop(f func(stored) bool) {
 	m.store = slices.DeleteFunc(m.store, func(s stored) bool {
 		if f(s) {
-			_ = s.file.Close()
+			_ = unix.Close(s.fd)
 			return true
 		}
 		return false
 	})
 }
 
-// inode and over use Fd, which is why the files are in blocking mode for Go. The
-// mode of the socket itself is not touched by it: they were not made pollable.
-func inode(f *os.File) uint64 {
-	st, err := f.Stat()
-	if err != nil {
+func inode(fd int) uint64 {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return 0
 	}
-	return inodeOf(st)
+	return st.Ino
 }
 
 // over says whether systemd would have dropped a descriptor by itself.
 func over(s stored) bool {
-	p := []unix.PollFd{{Fd: int32(s.file.Fd())}}
+	p := []unix.PollFd{{Fd: int32(s.fd)}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+}
+
+// discard is what systemd does once a unit is stopped, and not to be restarted.
+func (m *manager) discard() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.drop(func(stored) bool { return true })
 }
 
 // names are those of what is stored.
@@ -190,7 +194,11 @@ func says(word string) func(string) bool {
 func (m *manager) start(t *testing.T, h *host, config string) *proc {
 	t.Helper()
 	from := m.mark()
-	d := h.launchCommand(t, m.command(t, h, "--config", config, "run"))
+	cmd := m.command(t, h, "--config", config, "run")
+	d := h.launchCommand(t, cmd)
+	for _, f := range cmd.ExtraFiles {
+		_ = f.Close()
+	}
 	m.wait(t, from, says("READY=1"))
 	return d
 }
@@ -214,7 +222,12 @@ func (m *manager) command(t *testing.T, h *host, args ...string) *exec.Cmd {
 	var names []string
 	for _, s := range m.store {
 		names = append(names, s.name)
-		cmd.ExtraFiles = append(cmd.ExtraFiles, s.file)
+		fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), s.name)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	if len(names) > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -36,6 +35,9 @@ func runCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "run",
 		Usage: "run the daemon",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "replace", Usage: "take over from the running daemon, if there is one, without a gap"},
+		},
 		Description: "Runs until SIGTERM or SIGINT. Flows, table and containers outlive it:\n" +
 			"the next run adopts them. 'sluice cleanup' removes them.",
 		Action: func(c *cli.Context) error {
@@ -52,7 +54,7 @@ func runCommand() *cli.Command {
 			if err := privileged(); err != nil {
 				return fmt.Errorf("run: %w", err)
 			}
-			return daemon(c.Context, cfg, c.String("config"), c.App.ErrWriter)
+			return daemon(c.Context, cfg, c.String("config"), c.Bool("replace"), c.App.ErrWriter)
 		},
 	}
 }
@@ -61,8 +63,11 @@ func runCommand() *cli.Command {
 // that the kernel carries need no grace.
 const relayGrace = 10 * time.Second
 
-// daemon runs sluice until ctx ends.
-func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writer) error {
+// daemon runs sluice until ctx ends, or until another daemon takes over from it.
+// With replace it takes over itself, once all that it needs is there.
+func daemon(ctx context.Context, cfg *config.Config, path string, replace bool, stderr io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	log := logger(cfg.Daemon, stderr)
 	log.Info().Str("version", buildVersion()).Int("services", len(cfg.Services)).Msg("sluice starts")
 
@@ -76,16 +81,19 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		return err
 	}
 	defer pod.Close()
-	adminLn, err := admin.Listen(cfg.Daemon.Admin)
+	heir := &successor{}
+	if replace {
+		if heir, left, err = succeed(ctx, cfg.Daemon.Admin, left); err != nil {
+			return err
+		}
+		defer heir.Close()
+	}
+	adminLn, metricsLn, err := listeners(left, cfg.Daemon)
 	if err != nil {
 		return err
 	}
 	defer adminLn.Close()
-	var metricsLn net.Listener
-	if cfg.Daemon.Metrics != "" {
-		if metricsLn, err = net.Listen("tcp", cfg.Daemon.Metrics); err != nil {
-			return fmt.Errorf("daemon.metrics: %w: set another address, or \"\" for none", err)
-		}
+	if metricsLn != nil {
 		defer metricsLn.Close()
 	}
 
@@ -156,6 +164,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		Tracker: untracked,
 		Beside:  func(client netip.Addr) bool { <-started; return ctl.Beside(client) },
 		Mark:    nft.PacketMark,
+		Journal: manager.journal(),
 	})
 	if err != nil {
 		return fmt.Errorf("datagrams: %w", err)
@@ -173,20 +182,36 @@ func daemon(ctx context.Context, cfg *config.Config, path string, stderr io.Writ
 		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
 		Accept: loop, Record: record, Log: log,
 		Keep: manager.keeper(), Inherited: left, Pulse: manager.pulse, PulseEvery: manager.pulseEvery(),
+		Commit: func() error { return heir.commit(adminLn) }, Ceded: cancel,
 	})
 	close(started)
 
 	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded, manager: manager}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ctl.Run(gctx, relayGrace) })
-	g.Go(func() error { return admin.Serve(gctx, adminLn, admin.Handler(ctl, reload)) })
-	if metricsLn != nil {
-		g.Go(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl, watcher)) })
+	api := http.NewServeMux()
+	api.Handle("/", admin.Handler(ctl, reload))
+	api.Handle("POST "+replacePath, &predecessor{
+		ctl: ctl, managed: manager.to != nil, daemon: cfg.Daemon, admin: adminLn, metrics: metricsLn,
+		restore: func() { restore(table, log) }, log: log,
+	})
+	// Until this daemon is the one, the other answers, and looks after the table.
+	serve := func(f func() error) {
+		g.Go(func() error {
+			if !heir.wait(gctx) {
+				return nil
+			}
+			return f()
+		})
 	}
-	g.Go(func() error { return reload.run(gctx) })
-	g.Go(func() error { return listen(gctx, ctl, log) })
-	g.Go(func() error { return guard(gctx, table, log) })
-	g.Go(func() error { return newSettings(log, watcher.Sync).run(gctx) })
+	serve(func() error { return admin.Serve(gctx, adminLn, api) })
+	if metricsLn != nil {
+		serve(func() error { return admin.Serve(gctx, metricsLn, metricsHandler(record, ctl, watcher)) })
+	}
+	serve(func() error { return reload.run(gctx) })
+	serve(func() error { return listen(gctx, ctl, log) })
+	serve(func() error { return guard(gctx, ctl, table, log) })
+	serve(func() error { return newSettings(log, watcher.Sync).run(gctx) })
 	g.Go(func() error {
 		select {
 		case <-ctl.Ready():
@@ -278,9 +303,22 @@ func metricsHandler(r *metrics.Recorder, ctl *control.Control, flows metrics.Flo
 	return mux
 }
 
+const (
+	alarmRetry    = 20 * time.Millisecond
+	alarmPatience = time.Second
+)
+
 // listen takes alarms of paused backends. Without them only new flows wake.
 func listen(ctx context.Context, ctl *control.Control, log zerolog.Logger) error {
 	a, err := alarm.Open(nft.LogGroup)
+	for limit := time.Now().Add(alarmPatience); err != nil && time.Now().Before(limit) && ctx.Err() == nil; {
+		// A daemon that this one has replaced may be about to leave the group.
+		select {
+		case <-ctx.Done():
+		case <-time.After(alarmRetry):
+		}
+		a, err = alarm.Open(nft.LogGroup)
+	}
 	if err != nil {
 		log.Warn().Err(err).Msg("data on open flows will not wake a paused backend, new flows will")
 		return nil
@@ -294,16 +332,22 @@ func listen(ctx context.Context, ctl *control.Control, log zerolog.Logger) error
 }
 
 // guard puts the table right whenever someone else has changed it.
-func guard(ctx context.Context, table *nft.Table, log zerolog.Logger) error {
+func guard(ctx context.Context, ctl *control.Control, table *nft.Table, log zerolog.Logger) error {
 	return table.Watch(ctx, func() {
-		changed, err := table.Restore()
-		switch {
-		case err != nil:
-			log.Error().Err(err).Msg("table inet sluice was changed by others and could not be put right")
-		case changed:
-			log.Warn().Msg("table inet sluice was changed by others and is put right")
+		if !ctl.Ceding() {
+			restore(table, log)
 		}
 	})
+}
+
+func restore(table *nft.Table, log zerolog.Logger) {
+	changed, err := table.Restore()
+	switch {
+	case err != nil:
+		log.Error().Err(err).Msg("table inet sluice was changed by others and could not be put right")
+	case changed:
+		log.Warn().Msg("table inet sluice was changed by others and is put right")
+	}
 }
 
 // logger writes for a person on a terminal and for a machine elsewhere.

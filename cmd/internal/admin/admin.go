@@ -8,6 +8,7 @@
 //	POST /v1/services/NAME/wake
 //	POST /v1/services/NAME/scale?n=N
 //	POST /v1/services/NAME/drain?backend=NAME
+//	POST /v1/replace                 from here on package inherit's protocol
 //
 // An error is {"error": "one line"} with a status of 4xx or 5xx.
 package admin
@@ -124,7 +125,7 @@ const socketMode = 0o660
 func Listen(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = c.Close()
-		return nil, fmt.Errorf("listen on %s: another sluice answers there: stop it, or set daemon.admin", path)
+		return nil, fmt.Errorf("listen on %s: another sluice answers there: stop it, replace it by 'sluice run --replace', or set daemon.admin", path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // the socket has its own mode
 		return nil, fmt.Errorf("listen on %s: %w", path, err)

@@ -23,14 +23,14 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Prepare:
 		r := s.replica(a.Index)
 		spec, limit := s.spec, callTimeout(s)
-		c.work.Go(func() { c.prepare(s, spec, limit, r.name, a.Index) })
+		c.call(func() { c.prepare(s, spec, limit, r.name, a.Index) })
 	case policy.Start:
 		if s.wake.start.IsZero() {
 			s.wake.start = now
 		}
 		r := s.replica(a.Index)
 		spec, limit, prepared, udp := s.spec, callTimeout(s), r.prepared, datagrams(s.cfg)
-		c.work.Go(func() {
+		c.call(func() {
 			if udp {
 				c.noteSubnets(c.ctx, spec.Network)
 			}
@@ -42,11 +42,11 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		r.asleep = true
 		c.screen(s) // before it is frozen, and commits faster
 		names, id, patient := c.backends(s, r), r.ref(), s.patient()
-		c.work.Go(func() { c.pause(s, r, id, patient, names) })
+		c.call(func() { c.pause(s, r, id, patient, names) })
 	case policy.Thaw:
 		r := s.replica(a.Index)
 		names, id := c.backends(s, r), r.ref()
-		c.work.Go(func() { c.thaw(s, r, id, names) })
+		c.call(func() { c.thaw(s, r, id, names) })
 	case policy.Stop:
 		c.stop(s, a)
 	case policy.Probe:
@@ -97,7 +97,7 @@ func (c *Control) arm(s *service, mode accept.Mode) {
 	s.mode = mode
 	mode = s.acceptMode(mode)
 	for _, l := range s.listeners {
-		if l.ln == nil {
+		if l.ln == nil || l.off {
 			continue // datagrams are held or passed on, see pass
 		}
 		if err := c.opt.Accept.Arm(l.id, mode); err != nil {
@@ -256,7 +256,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	if s.cfg.Container != nil {
 		timeout = s.cfg.Container.StopTimeout
 	}
-	c.work.Go(func() {
+	c.call(func() {
 		ctx, cancel := context.WithTimeout(c.ctx, timeout+time.Minute)
 		defer cancel()
 		var err error

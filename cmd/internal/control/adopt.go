@@ -35,6 +35,11 @@ func (c *Control) adopt(ctx context.Context) error {
 		case <-time.After(retry):
 		}
 	}
+	if c.opt.Commit != nil {
+		if err := c.opt.Commit(); err != nil {
+			return err
+		}
+	}
 	table := c.opt.Table.Services()
 	c.orphans(found, table)
 

@@ -30,7 +30,10 @@ type applier struct {
 	mapped func(service string, seq uint64, took time.Duration)
 	took   func(time.Duration)
 
+	gate sync.Mutex // held: no transaction
+
 	mu      sync.Mutex
+	busy    bool // with changes that are not pending any more
 	pending []change
 	signal  chan struct{}
 }
@@ -45,6 +48,13 @@ func (a *applier) apply(c change) {
 	a.pending = append(a.pending, c)
 	a.mu.Unlock()
 	a.kick()
+}
+
+// idle says that every change is in the kernel, and has been acknowledged.
+func (a *applier) idle() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.busy && len(a.pending) == 0
 }
 
 func (a *applier) kick() {
@@ -76,15 +86,21 @@ func (a *applier) run(ctx context.Context) {
 		a.mu.Lock()
 		todo = append(todo, a.pending...)
 		a.pending = nil
+		a.busy = len(todo) > 0
 		a.mu.Unlock()
 		if len(todo) == 0 {
 			continue
 		}
+		a.gate.Lock()
 		done, refused, err := a.commit(todo)
+		a.gate.Unlock()
 		a.acknowledge(done)
 		n := copy(todo, refused)
 		clear(todo[n:]) // thousands of changes at the start are not to be kept
 		todo = todo[:n]
+		a.mu.Lock()
+		a.busy = len(todo) > 0
+		a.mu.Unlock()
 		if err == nil {
 			retry = applyRetryMin
 			continue

@@ -4,10 +4,10 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
@@ -95,6 +95,12 @@ type Options struct {
 	Record    Recorder
 	Log       zerolog.Logger
 
+	// Commit, if set, is called when all that the daemon needs is there, before
+	// it changes anything of what runs; it does not if that is an error.
+	Commit func() error
+	// Ceded, if set, is called when another daemon has taken over.
+	Ceded func()
+
 	// Pulse, if PulseEvery is not 0, is called that often by the owner, with a
 	// line about all services.
 	Pulse      func(status string)
@@ -141,6 +147,11 @@ type Control struct {
 	waiting   []inherit.Socket // connections of an earlier run, until all is adopted
 
 	stopping bool
+	ceding   *cession // asked for, not done yet
+	ceded    bool
+	calls    atomic.Int32 // to Podman, under way
+	yielded  atomic.Bool
+	finished chan struct{} // closed when Run has ended
 
 	unchecked map[*replica]bool // fixed backends whose first check is awaited; nil: start is over
 	ready     chan struct{}     // closed when every service is adopted and settled
@@ -154,7 +165,7 @@ func New(o Options) *Control {
 	c := &Control{
 		opt: o, log: o.Log, box: newMailbox(),
 		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, hushed: map[*service]bool{}, owners: map[uint64]*service{}, localnets: map[string]string{},
-		ready: make(chan struct{}), unchecked: map[*replica]bool{},
+		ready: make(chan struct{}), finished: make(chan struct{}), unchecked: map[*replica]bool{},
 		tallies: map[conntrack.Backend]*tally{}, leaving: map[*tally]bool{},
 	}
 	c.app = newApplier(o.Table, o.Log)
@@ -257,6 +268,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	effects, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	c.ctx = effects
+	defer close(c.finished)
 	c.health = health.NewPool()
 	defer c.health.Close()
 	defer c.close()
@@ -301,6 +313,14 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			}
 			clear(batch)
 			c.serve()
+			if c.ceding != nil && c.cede(ctx) {
+				c.stopping = true
+				if c.opt.Ceded != nil {
+					c.opt.Ceded()
+				}
+				c.shutdown(grace)
+				return nil
+			}
 		case <-load.C:
 			now := time.Now() // the tick may have waited
 			c.outwait(now)
@@ -359,13 +379,9 @@ func (c *Control) close() {
 		c.shut(l)
 	}
 	for _, s := range c.services {
-		c.silence(s)
+		c.bequeath(s)
 		for _, h := range s.held {
-			if h.kept != "" {
-				_ = unix.Close(h.fd) // the next run goes on with it
-				continue
-			}
-			c.refuse(h)
+			c.leave(h)
 		}
 	}
 }

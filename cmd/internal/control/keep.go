@@ -43,6 +43,9 @@ func (c *Control) keepListener(w *listener) {
 func (c *Control) unkeepListener(w *listener) {
 	if c.opt.Keep != nil {
 		c.opt.Keep.Remove(w.keepName())
+		if w.dg != nil {
+			c.opt.Keep.Remove(inherit.Name(inherit.Datagrams, w.dg.Addr()))
+		}
 	}
 	if w.ln == nil {
 		return
@@ -68,6 +71,15 @@ func (c *Control) keep(h *held) {
 	c.opt.Keep.Store(h.kept, h.fd)
 }
 
+// leave lets go of what waits at the end of this run.
+func (c *Control) leave(h held) {
+	if h.dg == nil && (h.kept != "" || c.ceded) {
+		_ = unix.Close(h.fd) // the next run goes on with it
+		return
+	}
+	c.refuse(h)
+}
+
 func (c *Control) unkeep(h *held) {
 	if h.kept != "" {
 		c.opt.Keep.Remove(h.kept)
@@ -88,7 +100,15 @@ func (c *Control) inherited(w *listener, backlog int) (bool, error) {
 	}
 	var err error
 	if kind == inherit.UDP {
-		w.dg, err = c.opt.Datagrams.Adopt(w.id, addr, sock.FD)
+		file := -1
+		left, ok := c.opt.Inherited.File(addr)
+		if ok {
+			file = left.FD
+		}
+		w.dg, err = c.opt.Datagrams.Adopt(w.id, addr, sock.FD, file)
+		if err != nil && ok {
+			_ = left.Close()
+		}
 	} else {
 		w.ln, err = accept.Adopt(sock.FD, backlog)
 	}
@@ -97,7 +117,7 @@ func (c *Control) inherited(w *listener, backlog int) (bool, error) {
 		return false, err
 	}
 	// One under another name was opened by somebody else, for this run only.
-	w.inherited = sock.Name == w.keepName()
+	w.inherited = sock.Kept && sock.Name == w.keepName()
 	return true, nil
 }
 
@@ -127,7 +147,7 @@ func (c *Control) inheritHeld(now time.Time) {
 			continue
 		}
 		h := held{fd: sock.FD, at: now}
-		if c.opt.Keep != nil {
+		if c.opt.Keep != nil && sock.Kept {
 			h.kept = sock.Name
 		}
 		l := c.listenerOf(sock.FD)
@@ -144,7 +164,9 @@ func (c *Control) inheritHeld(now time.Time) {
 			continue
 		}
 		l.service.log.Info().Str("socket", sock.Name).Msg("connection of an earlier run held")
-		c.hold(l.service, now, h)
+		if !c.silent(l.service, h) {
+			c.hold(l.service, now, h)
+		}
 	}
 	c.waiting = nil
 }

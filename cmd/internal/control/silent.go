@@ -218,3 +218,13 @@ func (c *Control) silence(s *service) {
 		c.oust(s)
 	}
 }
+
+// bequeath leaves them to the next run. They are not kept before that: they are
+// many, and nobody has asked for anything yet.
+func (c *Control) bequeath(s *service) {
+	for _, id := range s.silents.sorted() {
+		h := c.unhush(s, id)
+		c.keep(&h)
+		c.leave(h)
+	}
+}

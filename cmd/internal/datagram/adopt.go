@@ -5,22 +5,24 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Adopt is Listen with a socket that another process has opened, and the
-// datagrams that wait in it. The socket belongs to the listener, unless Adopt
-// fails.
-func (g *Group) Adopt(id uint64, addr netip.AddrPort, fd int) (*Listener, error) {
-	l, err := g.adopt(id, addr, fd)
+// datagrams that wait in it. file has those that it held, as [Config.Journal] was
+// given it or Suspend returned it; -1 is none. Both belong to the listener,
+// unless Adopt fails.
+func (g *Group) Adopt(id uint64, addr netip.AddrPort, fd, file int) (*Listener, error) {
+	l, err := g.adopt(id, addr, fd, file)
 	if err != nil {
 		return nil, fmt.Errorf("adopt socket of %v/udp: %w", addr, err)
 	}
 	return l, nil
 }
 
-func (g *Group) adopt(id uint64, addr netip.AddrPort, fd int) (*Listener, error) {
+func (g *Group) adopt(id uint64, addr netip.AddrPort, fd, file int) (*Listener, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if _, err := g.neighbours(id, addr); err != nil {
@@ -42,7 +44,29 @@ func (g *Group) adopt(id uint64, addr netip.AddrPort, fd int) (*Listener, error)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	l, err := g.begin(id, own, addr)
+	var j *journal
+	var left []record
+	if file >= 0 {
+		if j, left, err = openJournal(file); err != nil {
+			unix.Close(own)
+			return nil, fmt.Errorf("read held datagrams: %w", err)
+		}
+	}
+	l, err := g.begin(id, own, addr, func(l *Listener) {
+		if l.journal = j; j != nil && g.cfg.Journal != nil {
+			g.cfg.Journal(addr, j.fd)
+		}
+		l.resume(left)
+		// As if they came now.
+		l.todo = append(l.todo, func() {
+			now := time.Now()
+			for _, c := range l.store.order {
+				if l.mode == Hold {
+					l.tell(c, now)
+				}
+			}
+		})
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -51,8 +51,12 @@ type Config struct {
 	// by which the table gives it this host's address.
 	Beside func(client netip.Addr) bool
 	Mark   int
-	Limits Limits // of each listener
-	Total  int    // bytes that all listeners may hold; 64 MiB if zero
+	// Journal, if set, is given a file for each listener that holds datagrams,
+	// as soon as it does: it always has what is held, for Adopt. The file stays
+	// the listener's. Called like Deliver.
+	Journal func(addr netip.AddrPort, fd int)
+	Limits  Limits // of each listener
+	Total   int    // bytes that all listeners may hold; 64 MiB if zero
 }
 
 // Group is what listeners have in common. Its methods may be called from any
@@ -118,7 +122,7 @@ func (g *Group) listen(id uint64, addr netip.AddrPort) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return g.begin(id, fd, bound)
+	return g.begin(id, fd, bound, nil)
 }
 
 // neighbours are the sockets that a new one has to share its port with. mu is
@@ -147,13 +151,17 @@ func (g *Group) neighbours(id uint64, addr netip.AddrPort) (shared []int, err er
 	return shared, nil
 }
 
-// begin runs a listener on a socket, which is closed on an error. mu is held.
-func (g *Group) begin(id uint64, fd int, bound netip.AddrPort) (*Listener, error) {
+// begin runs a listener on a socket, which is closed on an error, after start if
+// that is set. mu is held.
+func (g *Group) begin(id uint64, fd int, bound netip.AddrPort, start func(*Listener)) (*Listener, error) {
 	l, err := newListener(g, id, fd, bound)
 	if err != nil {
 		return nil, err
 	}
 	g.listeners[id] = l
+	if start != nil {
+		start(l)
+	}
 	go l.run()
 	return l, nil
 }

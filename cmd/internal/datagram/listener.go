@@ -48,6 +48,9 @@ type Listener struct {
 	deaf     error     // the last receive failed so
 	received int       // by the last fill
 	fill     func(fd uintptr) bool
+
+	journal   *journal // nil: there was nothing to write
+	suspended bool
 }
 
 func newListener(g *Group, id uint64, fd int, bound netip.AddrPort) (*Listener, error) {
@@ -56,6 +59,9 @@ func newListener(g *Group, id uint64, fd int, bound netip.AddrPort) (*Listener, 
 		file: os.NewFile(uintptr(fd), bound.String()+"/udp"),
 	}
 	l.fill = func(uintptr) bool {
+		if l.suspended {
+			return false // until the deadline
+		}
 		l.received = l.receive()
 		return l.received > 0 || l.deaf != nil
 	}
@@ -142,7 +148,7 @@ func (l *Listener) Refuse(id uint64) {
 	})
 }
 
-// Close drops what is held, waits until nothing more can be delivered, and
+// Close drops what is held (but not what is in a file of [Config.Journal]), waits until nothing more can be delivered, and
 // closes the socket. It must not be called from Deliver, Error or done.
 func (l *Listener) Close() error {
 	if !l.post(func() { l.closing = true }) {
@@ -151,7 +157,11 @@ func (l *Listener) Close() error {
 	}
 	<-l.done
 	l.g.remove(l)
-	return l.file.Close()
+	err := l.file.Close()
+	if l.journal != nil && l.journal.fd >= 0 {
+		err = errors.Join(err, unix.Close(l.journal.fd))
+	}
+	return err
 }
 
 // post has run carry out f; it reports false after Close.
@@ -179,9 +189,14 @@ func (l *Listener) run() {
 		if l.closing {
 			break
 		}
-		now := time.Now()
-		l.pass(now)
-		if l.wait(l.next(now)) {
+		var until time.Time
+		if !l.suspended {
+			now := time.Now()
+			l.pass(now)
+			l.tidy()
+			until = l.next(now)
+		}
+		if l.wait(until) {
 			l.listen()
 		}
 	}
@@ -293,6 +308,7 @@ func (l *Listener) take(now time.Time, from netip.AddrPort, data []byte, a arriv
 	// come back here again and again.
 	d := datagram{data: append([]byte(nil), data...), hops: a.hops - 1, tos: a.tos}
 	c, fresh := l.store.add(fl, d, func() uint64 { return l.g.last.Add(1) })
+	l.note(fl, d)
 	if fresh && l.mode == Hold {
 		l.tell(c, now)
 	}

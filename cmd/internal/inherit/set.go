@@ -25,9 +25,12 @@ const (
 	UDP       Kind = "udp"       // a socket that datagrams come to
 	Held      Kind = "held"      // a connection that waits for a backend
 	Datagrams Kind = "datagrams" // a file with what is held of a UDP service
-	Admin     Kind = "admin"     // a listening unix socket
-	Metrics   Kind = "metrics"   // a listening socket
+	Admin     Kind = "admin"     // a listening unix socket, see Of
+	Metrics   Kind = "metrics"   // a listening socket, see Of
 )
+
+// Of names what is not known by its address, but by what the configuration says.
+func Of(k Kind, text string) string { return string(k) + "/" + text }
 
 // Name makes a name, as "tcp/192.0.2.10/80" or "held/2001-db8--10/80/2001-db8--2/46574".
 func Name(k Kind, addrs ...netip.AddrPort) string {
@@ -61,6 +64,7 @@ func parse(name string) (k Kind, addr netip.AddrPort) {
 type Socket struct {
 	Name string
 	FD   int
+	Kept bool // by the service manager, for the run after this one too
 }
 
 // Close closes the descriptor.
@@ -77,7 +81,7 @@ type Set struct {
 	listeners map[key]Socket
 	files     map[key]Socket
 	held      []Socket
-	others    map[Kind]Socket
+	named     map[string]Socket
 	surplus   []Socket
 }
 
@@ -87,9 +91,8 @@ type key struct {
 }
 
 // Add puts a descriptor into the set, which owns it then.
-func (s *Set) Add(name string, fd int) {
-	sock := Socket{name, fd}
-	k, addr := parse(name)
+func (s *Set) Add(sock Socket) {
+	k, addr := parse(sock.Name)
 	switch k {
 	case Datagrams:
 		if s.files == nil {
@@ -97,21 +100,14 @@ func (s *Set) Add(name string, fd int) {
 		}
 		put(s, s.files, key{k, addr}, sock)
 		return
-	case Admin:
-		if s.others == nil {
-			s.others = map[Kind]Socket{}
+	case Admin, Metrics:
+		if s.named == nil {
+			s.named = map[string]Socket{}
 		}
-		put(s, s.others, k, sock)
+		put(s, s.named, sock.Name, sock)
 		return
 	}
-	is, err := inspect(fd)
-	if err == nil && k == Metrics && is.kind == TCP {
-		if s.others == nil {
-			s.others = map[Kind]Socket{}
-		}
-		put(s, s.others, k, sock)
-		return
-	}
+	is, err := inspect(sock.FD)
 	switch {
 	case err != nil || is.kind == "":
 		s.surplus = append(s.surplus, sock)
@@ -155,12 +151,12 @@ func (s *Set) File(addr netip.AddrPort) (Socket, bool) {
 	return pick(s.files, key{Datagrams, addr})
 }
 
-// Other hands out a socket of which there is one.
-func (s *Set) Other(k Kind) (Socket, bool) {
+// Named hands out a socket by its name.
+func (s *Set) Named(name string) (Socket, bool) {
 	if s == nil {
 		return Socket{}, false
 	}
-	return pick(s.others, k)
+	return pick(s.named, name)
 }
 
 // Held hands out the connections, in the order in which they were left.
@@ -185,7 +181,7 @@ func (s *Set) Rest() []Socket {
 	for _, sock := range s.files {
 		list = append(list, sock)
 	}
-	for _, sock := range s.others {
+	for _, sock := range s.named {
 		list = append(list, sock)
 	}
 	*s = Set{}
@@ -197,7 +193,7 @@ func (s *Set) Len() int {
 	if s == nil {
 		return 0
 	}
-	return len(s.listeners) + len(s.files) + len(s.held) + len(s.others) + len(s.surplus)
+	return len(s.listeners) + len(s.files) + len(s.held) + len(s.named) + len(s.surplus)
 }
 
 // inspect finds out what a socket is good for, and its address; kind "" is for

@@ -33,6 +33,10 @@ func Inherited() ([]File, error) {
 			return list, fmt.Errorf("inherit %s: %w", f.Name(), os.NewSyscallError("fcntl", err))
 		}
 		list = append(list, File{f.Name(), moved})
+		// Fd has made it blocking, for all who have it.
+		if err := unix.SetNonblock(moved, true); err != nil {
+			return list, fmt.Errorf("inherit %s: %w", f.Name(), os.NewSyscallError("fcntl", err))
+		}
 		if err := f.Close(); err != nil {
 			return list, fmt.Errorf("inherit %s: %w", f.Name(), err)
 		}
