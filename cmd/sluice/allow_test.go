@@ -173,6 +173,42 @@ func TestAllowPaused(t *testing.T) {
 	h.get(t, "/who")
 }
 
+// TestAllowHere: clients on the host go by their own address, at every local
+// address, by the kernel or, at [::1] and with forward = "proxy", by the daemon.
+func TestAllowHere(t *testing.T) {
+	t.Parallel()
+	for _, forward := range []string{"nat", "proxy"} {
+		t.Run(forward, func(t *testing.T) {
+			t.Parallel()
+			h := newAttackedHost(t)
+			h.Host.Sysctl(t, "net.ipv4.conf.all.route_localnet", "1")
+			text := strings.Replace(web(`idle = "1s"`, "", ""), address+":80/tcp", ":80/tcp", 1)
+			text = strings.Replace(text, "[service.web.container]", "forward = \""+forward+"\"\nallow = [\"127.0.0.0/8\", \"::1\"]\n[service.web.container]", 1)
+			d := h.start(t, h.configure(t, text))
+			for _, friend := range []string{"127.0.0.1", "::1"} {
+				if err := call(h.Client, stranger, "tcp", address+":80"); !refused(err) {
+					t.Errorf("a stranger: %v, want a refusal", err)
+				}
+				if err := call(h.Host, address, "tcp", address+":80"); !refused(err) {
+					t.Errorf("the host by its address: %v, want a refusal", err)
+				}
+				if err := call(h.Host, friend, "tcp", netip.AddrPortFrom(netip.MustParseAddr(friend), 80).String()); err != nil {
+					t.Errorf("the host by %s: %v", friend, err)
+				}
+				for _, ns := range []struct {
+					*testenv.NS
+					from string
+				}{{h.Client, stranger}, {h.Host, address}} {
+					if err := call(ns.NS, ns.from, "tcp", address+":80"); err != nil {
+						t.Errorf("%s to a service that is awake: %v", ns.from, err)
+					}
+				}
+				d.until(t, "sleep", asleep)
+			}
+		})
+	}
+}
+
 // TestAllowUDP: a stranger's datagram is answered by a port unreachable.
 func TestAllowUDP(t *testing.T) {
 	t.Parallel()

@@ -52,6 +52,11 @@ func (s *service) stranger(h held) bool {
 		}
 		client = addrPort(peer).Addr()
 	}
+	return s.unknown(client)
+}
+
+// unknown says that a client is not in the list.
+func (s *service) unknown(client netip.Addr) bool {
 	return !slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(client.Unmap().WithZone("")) })
 }
 
