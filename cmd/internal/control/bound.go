@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -42,26 +43,34 @@ func awaitBound(ctx context.Context, pid int, port uint16, post func(health.Resu
 // bound says whether a UDP socket in the network namespace of a process is
 // bound to a port, by /proc/PID/net/udp and udp6 (proc_pid_net(5)).
 func bound(pid int, port uint16) (bool, error) {
-	suffix := fmt.Sprintf(":%04X", port)
 	for _, table := range []string{"udp", "udp6"} {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/net/%s", pid, table))
 		if errors.Is(err, os.ErrNotExist) && table == "udp6" {
 			continue // no IPv6 in this kernel
 		}
+		var ok bool
+		if err == nil {
+			ok, err = boundIn(f, port)
+			_ = f.Close()
+		}
 		if err != nil {
 			return false, fmt.Errorf("sockets of process %d: %w", pid, err)
 		}
-		sc := bufio.NewScanner(f)
-		for sc.Scan() {
-			if c := strings.Fields(sc.Text()); len(c) > 1 && strings.HasSuffix(c[1], suffix) {
-				_ = f.Close()
-				return true, nil
-			}
-		}
-		_ = f.Close()
-		if err := sc.Err(); err != nil {
-			return false, fmt.Errorf("sockets of process %d: %w", pid, err)
+		if ok {
+			return true, nil
 		}
 	}
 	return false, nil
+}
+
+// boundIn looks for a port among the local addresses of a table.
+func boundIn(table io.Reader, port uint16) (bool, error) {
+	suffix := fmt.Sprintf(":%04X", port)
+	sc := bufio.NewScanner(table)
+	for sc.Scan() {
+		if c := strings.Fields(sc.Text()); len(c) > 1 && strings.HasSuffix(c[1], suffix) {
+			return true, nil
+		}
+	}
+	return false, sc.Err()
 }
