@@ -1,7 +1,7 @@
 // Bench measures sluice on this machine: what it adds to a container's own
 // start, what a connection through its map costs, one that was handed over, and
 // one among many services, how long a change of the map takes, and what time and
-// memory the daemon needs. Each figure is set beside the same thing done without
+// memory the daemon needs, also with many connections. Each figure is set beside the same thing done without
 // sluice, or in the usual way, in the same run; nothing is asserted. It needs
 // root.
 package main
@@ -24,11 +24,12 @@ import (
 // plan says what is measured, and how much.
 type plan struct {
 	rounds, pairs, services, starts int
+	flows, rate                     int
 	only                            []string // parts; none: all
 }
 
 // parts are what can be measured alone. Those of scale are about many services.
-func parts() []string { return []string{"cold", "steady", "handed", "crowd", "table", "fleet"} }
+func parts() []string { return []string{"cold", "steady", "handed", "crowd", "table", "fleet", "load"} }
 
 func scale() []string { return []string{"crowd", "table", "fleet"} }
 
@@ -54,12 +55,15 @@ func (p *plan) choose(words string) error {
 }
 
 func main() {
+	works()
 	program := flag.String("sluice", "bin/sluice", "`path` of the program to measure")
 	var p plan
 	flag.IntVar(&p.rounds, "rounds", 20, "cold starts of each kind")
 	flag.IntVar(&p.pairs, "pairs", 31, "measurements of each rate; of some a part of it")
 	flag.IntVar(&p.services, "services", 10_000, "how many services are many, 100 to 50000")
 	flag.IntVar(&p.starts, "starts", 3, "starts of the daemon with many services of each kind")
+	flag.IntVar(&p.flows, "flows", 100_000, "how many connections are held at a time")
+	flag.IntVar(&p.rate, "rate", 20_000, "how many more are opened per second")
 	flag.Func("only", "`parts` to measure, as in crowd,table: "+strings.Join(parts(), ", ")+"; scale for "+strings.Join(scale(), ", "), p.choose)
 	flag.Parse()
 	p.rounds, p.pairs, p.services, p.starts = max(p.rounds, 1), max(p.pairs, 1), min(max(p.services, 100), 50_000), max(p.starts, 1)
@@ -113,6 +117,9 @@ func bench(ctx context.Context, t testenv.TB, program string, p plan) {
 	}
 	if p.has("fleet") {
 		fleet(ctx, t, s, r, p.services, p.starts)
+	}
+	if p.has("load") {
+		load(ctx, t, s, r, max(p.flows, 1), max(p.rate, 1))
 	}
 }
 

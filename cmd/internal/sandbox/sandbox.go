@@ -4,12 +4,15 @@
 package sandbox
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -133,8 +136,26 @@ func (s *Sandbox) Containers(t testenv.TB) map[string]string {
 	return found
 }
 
-// Steps returns the steps of all cold starts so far, in seconds, added up.
-func (s *Sandbox) Steps(ctx context.Context, t testenv.TB) map[string]float64 {
+// Metric returns a metric that has no labels.
+func (s *Sandbox) Metric(ctx context.Context, t testenv.TB, name string) float64 {
+	t.Helper()
+	body := s.scrape(ctx, t)
+	defer body.Close()
+	sc := bufio.NewScanner(body)
+	for sc.Scan() {
+		if v, ok := strings.CutPrefix(sc.Text(), name+" "); ok {
+			f, err := strconv.ParseFloat(v, 64)
+			if err != nil {
+				t.Fatalf("read metrics: %q", sc.Text())
+			}
+			return f
+		}
+	}
+	t.Fatalf("read metrics: no %s: %v", name, sc.Err())
+	return 0
+}
+
+func (s *Sandbox) scrape(ctx context.Context, t testenv.TB) io.ReadCloser {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metrics+"/metrics", nil)
 	if err != nil {
@@ -144,8 +165,15 @@ func (s *Sandbox) Steps(ctx context.Context, t testenv.TB) map[string]float64 {
 	if err != nil {
 		t.Fatalf("read metrics: %v", err)
 	}
-	defer resp.Body.Close()
-	sums, err := sums(resp.Body, "sluice_cold_start_seconds", "step")
+	return resp.Body
+}
+
+// Steps returns the steps of all cold starts so far, in seconds, added up.
+func (s *Sandbox) Steps(ctx context.Context, t testenv.TB) map[string]float64 {
+	t.Helper()
+	body := s.scrape(ctx, t)
+	defer body.Close()
+	sums, err := sums(body, "sluice_cold_start_seconds", "step")
 	if err != nil {
 		t.Fatalf("read metrics: %v", err)
 	}
