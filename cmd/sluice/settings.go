@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,11 +62,36 @@ func (s *settings) check(ctx context.Context, now time.Time) {
 			s.log.Warn().Err(err).Msg("flows not dumped")
 		}
 	}
+	if err := s.full(now); err != nil {
+		s.say(now, "full", s.log.Warn().Err(err), "nobody watches for room in conntrack's table")
+	}
 	for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
 		if err := s.forward(now, key); err != nil {
 			s.say(now, key, s.log.Error().Err(err), "forwarding cannot be turned on: containers are not reached from elsewhere")
 		}
 	}
+}
+
+// full warns while there is hardly room for another entry in conntrack's table,
+// or none.
+func (s *settings) full(now time.Time) error {
+	const of = "net.netfilter.nf_conntrack_"
+	var n [2]int
+	for i, key := range []string{"count", "max"} {
+		b, err := os.ReadFile(s.root + "/" + strings.ReplaceAll(of, ".", "/") + key) //nolint:gosec // one of two
+		if err != nil {
+			return fmt.Errorf("read %s%s: %w", of, key, err)
+		}
+		if n[i], err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+			return fmt.Errorf("read %s%s: %w", of, key, err)
+		}
+	}
+	if n[0] < n[1]-n[1]/100 {
+		return nil
+	}
+	s.say(now, of+"max", s.log.Error().Int("entries", n[0]).Int("max", n[1]),
+		"conntrack's table is full: the kernel drops packets that begin a connection; raise "+of+"max")
+	return nil
 }
 
 const putRight = "setting was changed by others and is put right"

@@ -220,6 +220,9 @@ func (c *Control) know(s *service, p podman.Replica) {
 	r.unwatch = cancel
 	c.work.Go(func() {
 		err := c.opt.Replicas.Exited(ctx, p)
+		for try := 1; err != nil && try < watchTries && wait(ctx, watchAgain); try++ {
+			err = c.opt.Replicas.Exited(ctx, p) // the daemon may have been out of descriptors
+		}
 		if ctx.Err() != nil {
 			return // no longer of interest
 		}
@@ -230,6 +233,21 @@ func (c *Control) know(s *service, p podman.Replica) {
 		}
 		c.gone(ctx, s, p.Index, "its process has ended")
 	})
+}
+
+const (
+	watchTries = 10
+	watchAgain = time.Second
+)
+
+// wait waits and reports whether the time has passed before ctx ended.
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // gone reports the end of a replica with what Podman knows of it.

@@ -214,13 +214,7 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 	}
 	backend, err := c.dial(v.backend, peer, open)
 	if err != nil {
-		s.log.Warn().Err(err).Str("backend", v.replica.name).Msg("backend not reached, connection held again")
-		time.AfterFunc(rehold, func() {
-			c.box.post(func(now time.Time) {
-				c.released(s, now, v.replica)
-				c.again(s, now, v.held)
-			})
-		})
+		c.reholds(v, err)
 		return
 	}
 	var header []byte
@@ -232,6 +226,11 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 		client, err = relay.FromFD(v.held.fd)
 	} else {
 		c.reset(v.held.fd)
+	}
+	if errors.Is(err, relay.ErrShort) {
+		_ = backend.Close()
+		c.reholds(v, err)
+		return
 	}
 	if err != nil {
 		s.log.Error().Err(err).Msg("held connection lost")
@@ -252,6 +251,26 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 		}
 		v.replica.relays--
 		c.released(s, now, v.replica)
+	})
+}
+
+// reholds gives a connection back that could not be carried, after a moment, and
+// says so now and then.
+func (c *Control) reholds(v serving, why error) {
+	s := v.service
+	c.box.post(func(now time.Time) {
+		s.reheld++
+		if now.Sub(s.lastReheld) < refusedEvery {
+			return
+		}
+		s.log.Warn().Err(why).Str("backend", v.replica.name).Msg(count(s.reheld, "attempt") + " to reach the backend failed, connections are held again")
+		s.lastReheld, s.reheld = now, 0
+	})
+	time.AfterFunc(rehold, func() {
+		c.box.post(func(now time.Time) {
+			c.released(s, now, v.replica)
+			c.again(s, now, v.held)
+		})
 	})
 }
 

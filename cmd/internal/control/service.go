@@ -82,14 +82,16 @@ type service struct {
 	unresolve func()                      // ends following them
 	removed   bool                        // not configured any more: drain, then forget
 
-	shares    []policy.Share // as asked for last
-	mappedAny bool           // shares is what was asked for last
-	due       time.Time
-	wake      wake
-	counts    totals
-	past      map[int]*traffic // of replicas that are gone, by index
-	lastRef   time.Time        // when a refused connection was last logged
-	refused   int
+	shares     []policy.Share // as asked for last
+	mappedAny  bool           // shares is what was asked for last
+	due        time.Time
+	wake       wake
+	counts     totals
+	past       map[int]*traffic // of replicas that are gone, by index
+	lastRef    time.Time        // when a refused connection was last logged
+	refused    int
+	lastReheld time.Time // when connections that are held again were last logged
+	reheld     int
 
 	heapIndex int
 }

@@ -129,23 +129,44 @@ func dial(ctx context.Context, backend netip.AddrPort, timeout time.Duration, be
 	return c.(*net.TCPConn), nil
 }
 
-// FromFD makes a *net.TCPConn of an accepted socket. It owns fd from the call
-// on: after an error the connection has been reset.
+// FromFD makes a *net.TCPConn of an accepted socket and closes fd. After an error
+// the connection has been reset, unless it is [ErrShort]: then fd is as before.
 func FromFD(fd int) (*net.TCPConn, error) {
-	f := os.NewFile(uintptr(fd), "tcp")
-	if f == nil {
-		return nil, fmt.Errorf("make connection of descriptor %d: %w", fd, unix.EBADF)
+	c, err := duplicate(fd)
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return nil, fmt.Errorf("%w: make connection of descriptor %d: %w", ErrShort, fd, err)
 	}
-	c, err := net.FileConn(f) // has a duplicate
-	if err == nil {
-		if tc, ok := c.(*net.TCPConn); ok {
-			if err := f.Close(); err != nil {
-				return nil, errors.Join(fmt.Errorf("make connection of descriptor %d: %w", fd, err), tc.Close())
-			}
-			return tc, nil
+	if err != nil {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		if c != nil {
+			err = errors.Join(err, c.Close())
 		}
-		err = errors.Join(fmt.Errorf("%s is not a TCP connection", c.LocalAddr().Network()), c.Close())
+		return nil, fmt.Errorf("make connection of descriptor %d: %w", fd, err)
 	}
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	return nil, fmt.Errorf("make connection of descriptor %d: %w", fd, errors.Join(err, f.Close()))
+	return c, nil
+}
+
+// ErrShort says that there is no descriptor left to work with.
+var ErrShort = errors.New("out of file descriptors")
+
+func duplicate(fd int) (*net.TCPConn, error) {
+	d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(d), "tcp")
+	c, err := net.FileConn(f) // has a duplicate of its own
+	if err := errors.Join(err, f.Close()); err != nil {
+		if c != nil {
+			err = errors.Join(err, c.Close())
+		}
+		return nil, err
+	}
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%s is not a TCP connection", c.LocalAddr().Network()), c.Close())
+	}
+	return tc, nil
 }
