@@ -43,7 +43,8 @@ demo: deps build
 	@$(static) -o bin/demo ./cmd/demo
 	@bin/demo --sluice bin/sluice
 
-bench: deps build
+bench: build
+	@.ci/deps bench
 	@$(static) -o bin/bench ./cmd/bench
 	@bin/bench --sluice bin/sluice
 

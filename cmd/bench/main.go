@@ -29,7 +29,9 @@ type plan struct {
 }
 
 // parts are what can be measured alone. Those of scale are about many services.
-func parts() []string { return []string{"cold", "steady", "handed", "crowd", "table", "fleet", "load"} }
+func parts() []string {
+	return []string{"cold", "steady", "handed", "least", "crowd", "table", "fleet", "load"}
+}
 
 func scale() []string { return []string{"crowd", "table", "fleet"} }
 
@@ -111,6 +113,9 @@ func bench(ctx context.Context, t testenv.TB, program string, p plan) {
 
 	if p.has("cold", "steady", "handed", "crowd") {
 		containers(ctx, t, s, r, p)
+	}
+	if p.has("least") {
+		least(ctx, t, s, r, (p.pairs+9)/10)
 	}
 	if p.has("table") {
 		table(t, r, p.services)
