@@ -130,3 +130,38 @@ func TestDrainMember(t *testing.T) {
 		w.failf("state %s", s)
 	}
 }
+
+// TestDrainDeadline: what a replica still carries is cut when its time is up,
+// also when nobody knows how much that is; without a deadline it never is.
+func TestDrainDeadline(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{true, false} {
+		for _, limit := range []time.Duration{time.Minute, 0} {
+			spec := testSpec()
+			spec.DrainTimeout = limit
+			w := warm(t, spec)
+			w.flows[1] = 3
+			w.load()
+			w.step(Drain{1})
+			w.ack()
+			for range 59 {
+				w.count(0, known)
+				w.now = w.now.Add(time.Second)
+				w.tick()
+				if s := w.states()[1]; s != DrainingFlows {
+					w.failf("state %s before the deadline", s)
+				}
+			}
+			var cut []int
+			w.now = w.now.Add(time.Second)
+			for _, a := range w.s.Step(w.now, Tick{}) {
+				if s, ok := a.(Stop); ok && s.Index == 1 {
+					cut = append(cut, s.Cut)
+				}
+			}
+			if limit > 0 && (len(cut) != 1 || cut[0] != 3) || limit == 0 && len(cut) > 0 {
+				t.Errorf("known %v, limit %s: cut %v", known, limit, cut)
+			}
+		}
+	}
+}

@@ -160,6 +160,9 @@ func (w *world) hold() {
 			if w.drained[b.Index].IsZero() {
 				w.drained[b.Index] = w.now
 			}
+			if t := w.spec.DrainTimeout; t > 0 && !slices.Contains(w.kernel, b.Index) && len(w.maps) == 0 && !w.now.Before(w.drained[b.Index].Add(t)) {
+				w.failf("%d still drains after %s", b.Index, w.now.Sub(w.drained[b.Index]))
+			}
 		case Stopping:
 		default:
 			delete(w.drained, b.Index)
