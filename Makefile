@@ -19,13 +19,14 @@ FUZZTIME ?= 30s
 # git refuses to look at another user's clone.
 static := CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help deps build demo test fuzz lint vuln bench install image install-quadlet clean
+.PHONY: help deps build demo test soak fuzz lint vuln bench install image install-quadlet clean
 
 help:
 	@echo 'make build    bin/sluice, static'
 	@echo 'make demo     watch it work: real containers in a sandbox of their own (root)'
 	@echo 'make test     vet and all tests with the race detector (root)'
 	@echo 'make fuzz     look for inputs that break something, FUZZTIME for each target'
+	@echo 'make soak     faults at random, SOAK=10m long; SEED=n repeats a choice (root)'
 	@echo 'make bench    measure it on this machine (root)'
 	@echo 'make lint     golangci-lint'
 	@echo 'make install  to $(PREFIX)/bin, with a systemd unit in $(UNITDIR)'
@@ -55,6 +56,11 @@ test: deps
 	CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 10m -tags '$(TAGS)' $(PKGS)
 	@go test -count=1 -cover ./policy | grep -F 'coverage: 100.0%' || { \
 		echo 'policy: a statement has no test: go test -coverprofile=c ./policy; go tool cover -html=c' >&2; exit 1; }
+
+SOAK ?= 10m
+SEED ?=
+soak: deps
+	SOAK='$(SOAK)' SEED='$(SEED)' CGO_ENABLED=1 go test -race -count=1 -v -timeout 24h -run 'TestSoak$$' -tags '$(TAGS)' ./cmd/sluice
 
 # Every fuzz target in turn. What one finds is left in its testdata/fuzz, where
 # go test runs it from then on.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -33,6 +34,7 @@ func faultGroups() []faultGroup {
 		{"container", false, containerFaults()},
 		{"kernel", false, kernelFaults()},
 		{"daemon", false, daemonFaults()},
+		{"full", false, fullFaults()},
 	}
 }
 
@@ -57,9 +59,7 @@ func podmanFaults() []fault {
 			s.relay.set(0, false)
 		}},
 		{name: "podman's events cut", strike: func(t *testing.T, s *stage, b *blow) {
-			if s.relay.cut() == 0 {
-				t.Error("nobody listened to events")
-			}
+			testenv.Eventually(t, patient, func() (bool, string) { return s.relay.cut() > 0, "nobody listens to events" })
 			s.d.waitFrom(t, b.log, func(l line) bool { return l.field("message") == "podman is back" })
 		}},
 		{name: "podman answers: no space", early: true, strike: func(t *testing.T, s *stage, _ *blow) {
@@ -88,17 +88,24 @@ func stopProcess(t *testing.T, pid int, d time.Duration) {
 // victims are one container of each service that has one.
 func (s *stage) victims(t *testing.T) map[string]string {
 	t.Helper()
-	m := map[string]string{inDraining: s.victim}
-	if st := s.status(t, inWaking); len(st.Backends) > 0 {
-		m[inWaking] = st.Backends[0].Name
-	}
-	for _, b := range s.status(t, inWarm).Backends {
-		if b.State == "ready" {
-			m[inWarm] = b.Name
-			break
+	m := map[string]string{}
+	for service, states := range map[string][]string{
+		inWaking: {"probing", "ready"}, inWarm: {"ready"}, inDraining: {"draining"},
+	} {
+		for _, b := range s.status(t, service).Backends {
+			if slices.Contains(states, b.State) && (service != inDraining || b.Name == s.victim) && s.runs(b.Name) {
+				m[service] = b.Name
+				break
+			}
 		}
 	}
 	return m
+}
+
+// runs says whether Podman takes a container to be running.
+func (s *stage) runs(name string) bool {
+	out, err := s.pod.Command(context.Background(), "podman", "inspect", "--format", "{{.State.Status}}", name).Output()
+	return err == nil && strings.TrimSpace(string(out)) == "running"
 }
 
 // hitAll does something to a container of each service and waits until none of
@@ -110,8 +117,7 @@ func (s *stage) hitAll(t *testing.T, b *blow, do func(name string)) {
 		b.hit[s.idOf(t, name)] = true
 		do(name)
 	}
-	for _, service := range []string{inWaking, inWarm, inDraining} {
-		name := victims[service]
+	for service, name := range victims {
 		s.d.waitFrom(t, b.log, func(l line) bool {
 			return l.field("backend") == name && slices.Contains([]string{"died", "unhealthy", "start-failed"}, l.field("event"))
 		})
@@ -133,8 +139,8 @@ func containerFaults() []fault {
 	return []fault{
 		{name: "container killed", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
 			s.hitAll(t, b, func(name string) {
-				if err := syscall.Kill(s.pidOf(t, name), syscall.SIGKILL); err != nil {
-					t.Error(err)
+				if pid := s.pidOf(t, name); pid > 1 { // 0 would be this process and its kin
+					_ = syscall.Kill(pid, syscall.SIGKILL) // gone is as well
 				}
 			})
 		}},
@@ -156,16 +162,12 @@ func containerFaults() []fault {
 			for _, name := range victims {
 				s.pod.CLI(t, "unpause", name)
 			}
-			s.until(t, inWarm, "the paused one back", func(st control.ServiceStatus) bool {
-				return backend(st, victims[inWarm]).State == "ready"
-			})
+			s.d.waitFrom(t, b.log, func(l line) bool { return event("healthy")(l) && l.field("backend") == victims[inWarm] })
 		}},
 		{name: "container renamed by hand", strike: func(t *testing.T, s *stage, b *blow) {
 			for service, name := range s.victims(t) {
 				s.pod.CLI(t, "rename", name, "other-"+name)
-				s.until(t, service, "the new name", func(st control.ServiceStatus) bool {
-					return backend(st, "other-"+name).Name != ""
-				})
+				s.d.waitFrom(t, b.log, func(l line) bool { return l.field("name") == "other-"+name })
 				if service == inDraining {
 					s.victim = "other-" + name
 				}
@@ -210,7 +212,7 @@ func kernelFaults() []fault {
 			s.nft(t, "delete table inet sluice")
 			s.putRight(t, b)
 		}},
-		{name: "element deleted by hand", strike: func(t *testing.T, s *stage, b *blow) {
+		{name: "element deleted by hand", first: true, strike: func(t *testing.T, s *stage, b *blow) {
 			s.nft(t, fmt.Sprintf(`delete element inet sluice first4 { %s . tcp . 80 }
 delete element inet sluice first4 { %s . tcp . 80 }
 delete element inet sluice known4 { %s . tcp . 80 }
@@ -218,7 +220,7 @@ delete element inet sluice cold4 { %s . tcp . 80 }`,
 				stageAddr(inWarm), stageAddr(inDraining), stageAddr(inWaking), stageAddr(inCold)))
 			s.putRight(t, b)
 		}},
-		{name: "element added by hand", promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
+		{name: "element added by hand", first: true, promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
 			s.nft(t, fmt.Sprintf(`add element inet sluice first4 { %[1]s . tcp . 80 : 10.88.255.250 . 8080 }
 add element inet sluice first4 { %[2]s . tcp . 80 : 10.88.255.250 . 8080 }
 delete element inet sluice first4 { %[3]s . tcp . 80 }
@@ -255,6 +257,83 @@ add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
 // fromWarm: connections of services that are awake.
 func fromWarm(c contact, b *blow) bool {
 	return (c.service == inWarm || c.service == inDraining) && inGap(c, b)
+}
+
+func fullFaults() []fault {
+	return []fault{
+		{name: "conntrack's table full for 2 s", early: true, prepare: func(t *testing.T, s *stage) {
+			const spare = 300 // for what goes on meanwhile
+			s.fill(t, s.room(t)-spare)
+		}, strike: func(t *testing.T, s *stage, b *blow) {
+			testenv.Eventually(t, patient, func() (bool, string) { // others end meanwhile
+				n := s.room(t)
+				if n > 0 {
+					s.fill(t, n)
+				}
+				return n <= 0, fmt.Sprintf("room for %d entries", n)
+			})
+			s.d.waitFrom(t, b.log, func(l line) bool { return strings.Contains(l.field("message"), "nf_conntrack_max") })
+			s.last(2 * time.Second)
+			s.Host.Run(t, "conntrack", "-D", "--orig-dst", fillAddr)
+		}},
+	}
+}
+
+const fillAddr = "192.0.2.99"
+
+// room is how many entries conntrack's table still takes.
+func (s *stage) room(t *testing.T) int {
+	t.Helper()
+	var n [2]int
+	for i, key := range []string{"max", "count"} {
+		if _, err := fmt.Sscan(s.Host.GetSysctl(t, "net.netfilter.nf_conntrack_"+key), &n[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n[0] > 1<<19 {
+		t.Skipf("conntrack's table takes %d entries, which is more than a test can fill; it cannot be limited for one namespace", n[0])
+	}
+	return n[0] - n[1]
+}
+
+// fill makes n entries of connections that nobody has, which the kernel does
+// not drop to make room. It goes on until the table is full, if that is before.
+func (s *stage) fill(t *testing.T, n int) {
+	t.Helper()
+	var b strings.Builder
+	for i := s.filled; i < s.filled+n; i++ {
+		fmt.Fprintf(&b, "-I -s 10.%d.%d.%d -d %s -p tcp --sport %d --dport 80 --state ESTABLISHED -u ASSURED,SEEN_REPLY -t 3600\n",
+			100+i>>22, i>>14&255, i>>6&255, fillAddr, 20000+i&63)
+	}
+	s.filled += n
+	path := filepath.Join(s.dir, "entries")
+	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.Host.Command(context.Background(), "conntrack", "--load-file", path).CombinedOutput()
+	if err != nil && s.room(t) > 1000 {
+		t.Fatalf("fill conntrack: %v: %s", err, out)
+	}
+}
+
+// orders are what an operator does meanwhile, for the soak.
+func orders() []fault {
+	return []fault{
+		{name: "scale", strike: func(t *testing.T, s *stage, _ *blow) { s.order(t, inWarm, "scale?n=3") }},
+		{name: "scale down", strike: func(t *testing.T, s *stage, _ *blow) { s.order(t, inWarm, "scale?n=2") }},
+		{name: "wake", strike: func(t *testing.T, s *stage, _ *blow) { s.order(t, inCold, "wake") }},
+		{name: "drain one", strike: func(t *testing.T, s *stage, _ *blow) {
+			if name := s.victims(t)[inWarm]; name != "" {
+				s.order(t, inWarm, "drain?backend="+name)
+			}
+		}},
+		{name: "drain all", strike: func(t *testing.T, s *stage, _ *blow) { s.order(t, inCold, "drain") }},
+		{name: "reload", strike: func(t *testing.T, s *stage, _ *blow) {
+			if err := admin.Dial(s.admin()).Reload(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}},
+	}
 }
 
 // strangers makes entries in conntrack that look like flows of the table, to a

@@ -33,6 +33,7 @@ type stage struct {
 	config  string
 	clients *crowd
 
+	filled int      // see fill
 	victim string   // the replica of draining that drains
 	steady *callers // of warm
 	others *callers // of draining, at its other replica

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sluice/cmd/internal/control"
+	"sluice/testenv"
 )
 
 // A fault is something that goes wrong under a running daemon.
@@ -17,6 +18,11 @@ type fault struct {
 	// waking says how far waking has come: with its container up, or as soon as
 	// it has begun to.
 	early bool
+	// first: it expects each service in its phase.
+	first bool
+	// prepare makes ready for it, before there are clients at the services that
+	// sleep. With it the fault is too slow for the soak.
+	prepare func(t *testing.T, s *stage)
 	// strike makes it go wrong. It may undo it after a while; what it leaves is
 	// for the daemon to put right.
 	strike func(t *testing.T, s *stage, b *blow)
@@ -77,6 +83,9 @@ func (s *stage) endure(t *testing.T, f fault, table *cells) {
 	began := time.Now()
 	s.clients.forget(began)
 	b := &blow{log: s.d.mark(), hit: map[string]bool{}}
+	if f.prepare != nil {
+		f.prepare(t, s)
+	}
 
 	waking := s.clients.visit(inWaking, 2, 1, 50*time.Millisecond)
 	s.until(t, inWaking, "its wake", func(st control.ServiceStatus) bool {
@@ -93,7 +102,7 @@ func (s *stage) endure(t *testing.T, f fault, table *cells) {
 	// that came later.
 	s.until(t, inCold, "cold awake", func(st control.ServiceStatus) bool { return st.Phase == "warm" })
 	s.until(t, inWaking, "waking awake", func(st control.ServiceStatus) bool { return st.Phase == "warm" })
-	s.until(t, inWarm, "both replicas of warm", func(st control.ServiceStatus) bool { return st.Ready == 2 && st.Phase == "warm" })
+	s.until(t, inWarm, "both replicas of warm", func(st control.ServiceStatus) bool { return st.Ready >= 2 && st.Phase == "warm" })
 	s.until(t, inDraining, "draining awake", func(st control.ServiceStatus) bool { return st.Ready > 0 && st.Phase == "warm" })
 	later := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), patient)
@@ -198,7 +207,9 @@ func (s *stage) leave(t *testing.T) {
 	for name, want := range map[string]int{inWarm: 2, inDraining: 1} {
 		s.until(t, name, "its least", func(st control.ServiceStatus) bool { return st.Ready == want && len(st.Backends) == want })
 	}
-	if n := s.containers(t); len(n) != 3 {
-		t.Errorf("containers are left: %v", n)
-	}
+	testenv.Eventually(t, patient, func() (bool, string) {
+		n := s.containers(t)
+		return len(n) == 3, fmt.Sprintf("containers are left: %v", n)
+	})
+	s.empty(t)
 }
