@@ -125,6 +125,7 @@ func TestNoGap(t *testing.T) {
 	h := newHost(t)
 	m := newManager(t, h)
 	config := h.configure(t, web(`idle = "5m"`, `LISTEN_DELAY = "1s"`, "[service.web.drain]\ntimeout = \"1s\"\n"))
+	m.watchdog = 2 * time.Second
 	d := m.start(t, h, config)
 	listening := "tcp/" + address + "/80"
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
@@ -151,6 +152,11 @@ func TestNoGap(t *testing.T) {
 		d.until(t, "sleep", asleep)
 	}
 	m.wait(t, 0, func(text string) bool { return strings.Contains(text, "STATUS=1 service: 1 asleep") })
+	from := m.mark()
+	h.must(t, "reload")
+	m.wait(t, from, func(text string) bool { return strings.HasPrefix(text, "RELOADING=1\nMONOTONIC_USEC=") })
+	m.wait(t, from, says("READY=1"))
+	m.wait(t, from, says("WATCHDOG=1"))
 }
 
 // succeedBy runs a daemon that takes over from d and waits until it has.
