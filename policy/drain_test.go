@@ -165,3 +165,27 @@ func TestDrainDeadline(t *testing.T) {
 		}
 	}
 }
+
+// TestTiers: members of the next priority get flows only while none of the first
+// is ready.
+func TestTiers(t *testing.T) {
+	t.Parallel()
+	spec := testSpec()
+	spec.Max = 0
+	w := newWorld(t, spec)
+	w.up[FirstMember], w.up[FirstMember+1], w.members = true, true, true
+	w.step(Members{[]Member{{Index: FirstMember, Weight: 1}, {Index: FirstMember + 1, Weight: 1, Priority: 1}}})
+	w.calm()
+	for _, healthy := range []bool{true, false, true} {
+		want := FirstMember
+		if !healthy {
+			want++
+		}
+		if !healthy || !w.healthy[FirstMember] {
+			w.health(FirstMember, healthy)
+		}
+		if len(w.asked) != 1 || w.asked[0] != want {
+			w.failf("the map names %v, want %d", w.asked, want)
+		}
+	}
+}
