@@ -127,7 +127,7 @@ func (l *line) value(v uint64, labels ...string) {
 			b = append(b, ',')
 		}
 		b = append(append(b, labels[i]...), '=', '"')
-		b = escape(b, labels[i+1])
+		b = escape(b, labels[i+1]) //nolint:gosec // labels come in pairs
 		b = append(b, '"')
 	}
 	b = append(strconv.AppendUint(append(b, "} "...), v, 10), '\n')
