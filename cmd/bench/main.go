@@ -30,10 +30,10 @@ type plan struct {
 
 // parts are what can be measured alone. Those of scale are about many services.
 func parts() []string {
-	return []string{"cold", "steady", "handed", "least", "crowd", "table", "fleet", "load"}
+	return []string{"cold", "steady", "handed", "least", "crowd", "flow", "table", "fleet", "load"}
 }
 
-func scale() []string { return []string{"crowd", "table", "fleet"} }
+func scale() []string { return []string{"crowd", "flow", "table", "fleet"} }
 
 func (p plan) has(part ...string) bool {
 	return len(p.only) == 0 || slices.ContainsFunc(part, func(s string) bool {
@@ -116,6 +116,9 @@ func bench(ctx context.Context, t testenv.TB, program string, p plan) {
 	}
 	if p.has("least") {
 		least(ctx, t, s, r, (p.pairs+9)/10)
+	}
+	if p.has("flow") {
+		flow(ctx, t, r, []int{10, max(p.services/10, 11), p.services}, 4*p.pairs)
 	}
 	if p.has("table") {
 		table(t, r, p.services)

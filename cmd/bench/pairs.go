@@ -33,8 +33,8 @@ func (p *pairs) put(with, without float64) {
 }
 
 func (p *pairs) report(r *report, name, goal string) {
-	r.row(fmt.Sprintf("%s, median of %d pairs", name, len(p.ratio)), fmt.Sprintf("%.0f", median(p.with)),
-		fmt.Sprintf("%.0f", median(p.without)), fmt.Sprintf("%.3f", median(p.ratio)), goal)
+	r.ratio(fmt.Sprintf("%s, median of %d pairs", name, len(p.ratio)), fmt.Sprintf("%.0f", median(p.with)),
+		fmt.Sprintf("%.0f", median(p.without)), p.ratio, goal)
 	with, without := slices.Max(p.with), slices.Max(p.without)
 	r.row("  the same, best of all", fmt.Sprintf("%.0f", with), fmt.Sprintf("%.0f", without), fmt.Sprintf("%.3f", with/without), "")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,6 +33,24 @@ func (r *report) title(version string) {
 
 func (r *report) row(what, with, without, figure, goal string) {
 	fmt.Fprintf(r.w, "%-56s %12s %12s %12s   %s\n", what, with, without, figure, goal)
+}
+
+// ratio is a row whose figure is the median of ratios, each of two things that
+// were measured in turn, with what is certain about the goal.
+func (r *report) ratio(what, with, without string, all []float64, goal string) {
+	lo, hi := interval(all)
+	verdict := ""
+	if limit, err := strconv.ParseFloat(strings.TrimPrefix(goal, ">= "), 64); err == nil {
+		switch {
+		case lo >= limit:
+			verdict = ": met"
+		case hi < limit:
+			verdict = ": missed"
+		default:
+			verdict = ": undecided"
+		}
+	}
+	r.row(what, with, without, fmt.Sprintf("%.3f", median(all)), fmt.Sprintf("%s%s (95 %% sure: %.3f to %.3f)", goal, verdict, lo, hi))
 }
 
 // part begins a part of the table.
