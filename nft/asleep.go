@@ -77,6 +77,7 @@ func (t *Table) sleepers() map[Endpoint]bool {
 // what it takes.
 func alarmChains() []chain {
 	alarm, data := chain{name: chainAlarm}, chain{name: chainAlarmData}
+	alarm.add(notDNAT(), giveUp())
 	for _, f := range families() {
 		dialled := []field{ctDaddr(f), l4proto(), ctDport()}
 		anywhere := []field{wild(f, ctDaddr(f)), l4proto(), ctDport()}

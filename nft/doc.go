@@ -13,24 +13,33 @@
 //	raw-output         -300  the same freeze for clients on the host; packets with PacketMark are not tracked
 //	filter-prerouting  -150  drop TCP that conntrack calls invalid, to services and from backends
 //	nat-prerouting     -105  new flows: address . protocol . port
-//	nat-output         -105      → limited → limits: past the slots who is not allowed; drop what is beyond
-//	                             → sticky → recall: the backend that the client had
+//	nat-output         -105      → first → backend
 //	                             → spread → a lane's chain → slots → backend
-//	                             → first → backend
+//	                             → known → ruled, for all that is not plain:
+//	                                 limited → limits: past the slots who is not allowed; drop what is beyond
+//	                                 sticky → recall: the backend that the client had
+//	                                 spread-ruled → a lane's chain → slots → backend
+//	                                 rest → backend
 //	                             → local: the same for a service at every local address
 //	                             → nothing: the host itself (the service is cold, or unknown)
 //	filter-input          5  new flows to the host: those of clients that are not allowed, to services
 //	                         that are screened, are answered as by a closed port
-//	filter-forward       -5  accept our flows; note those that go out where they came in
-//	filter-postrouting   90  log packets to backends that are asleep, but not of clients that are not
-//	                         allowed, nor empty ones to the patient; remember the backends of clients
+//	filter-forward       90  log packets to backends that are asleep, but not of clients that are not
+//	filter-output        90  allowed, nor empty ones to the patient; remember the backends of clients;
+//	                         note flows that go out where they came in
 //	nat-postrouting      95  masquerade clients next to their backend, at 127.0.0.0/8, and of services
 //	                         that say so; give relayed flows their client's address; leave all others
+//
+// A service is plain if it has neither limits nor affinity. What a packet passes
+// before it is on its way is what a connection costs more than one rule of NAT,
+// so rules are in chains of one family each, and begin with what rules most
+// packets out.
 //
 // Sets and maps, each for IPv4 and IPv6 (suffix 4 or 6):
 //
 //	known      every service                       cold    those without slots
-//	first      service → backend of slot 0         spread  service with several slots → lane
+//	first      plain service of one slot → backend spread  plain one with several → lane
+//	rest       any other → backend of slot 0       spread-ruled  one that is not plain → lane
 //	slotsF-N   service . slot → backend, N slots   backends  every backend, and for a day those let go
 //	frozen     client . service                    replay  client . backend
 //	masquerade services                            sources flow of the host → client
@@ -104,6 +113,7 @@
 // limit, connlimit and log (nfnetlink_log). Cost, on 10,000 services: to wake one
 // or to change a slot, some 50 µs; to give one several slots, 1 ms, since the
 // kernel then checks all jumps anew; to load all, 0.4 s. A packet that begins a
-// flow looks into three sets, of limits, affinity and lanes, before it comes to
-// first; later packets of our flows look for their backend in asleep.
+// flow of a plain service finds its backend with the first look, or with several
+// slots the third; later packets of our flows look for their backend in asleep,
+// and those on the way back for nothing but frozen tuples.
 package nft

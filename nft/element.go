@@ -11,27 +11,30 @@ import (
 type kind uint8
 
 const (
-	known       kind = iota + 1 // set of every service
-	limited                     // set of services with limits
-	refused                     // set of these, with a counter of what was dropped
-	rates                       // set of services, each with a limit of its own on new flows
-	clientRates                 // verdict map of services to the chain of their limit per client
-	flows                       // set of services, each with a limit of its own on live flows
-	clientFlows                 // verdict map of services to the chain of their limit per client
-	cold                        // set of services with no slots
-	masked                      // set of services whose clients are masqueraded
-	first                       // map of service to the backend of slot 0
-	spread                      // verdict map of service to lane
-	spreadAny                   // the same of services at every local address
-	sticky                      // set of services that remember their clients' backends
-	keep                        // verdict map of these to the chain that remembers for their time
-	members                     // map of these and a backend's number to the backend
-	slots                       // maps, one for each class, of service and slot to backend
-	backends                    // set of backends; keyed by backend, not by service
-	asleep                      // set of backends whose packets are an alarm
-	screened                    // set of services to which only allowed clients may come
-	allowed                     // set of services and the clients that may
-	patient                     // set of services whose backends only data wakes
+	known          kind = iota + 1 // set of every service
+	limited                        // set of services with limits
+	refused                        // set of these, with a counter of what was dropped
+	rates                          // set of services, each with a limit of its own on new flows
+	clientRates                    // verdict map of services to the chain of their limit per client
+	flows                          // set of services, each with a limit of its own on live flows
+	clientFlows                    // verdict map of services to the chain of their limit per client
+	cold                           // set of services with no slots
+	masked                         // set of services whose clients are masqueraded
+	first                          // map of plain services of one slot to its backend
+	spread                         // verdict map of plain services to lane
+	spreadAny                      // the same of services at every local address
+	rest                           // map of all others to the backend of slot 0
+	spreadRuled                    // verdict map of services that are not plain to lane
+	spreadRuledAny                 // the same of services at every local address
+	sticky                         // set of services that remember their clients' backends
+	keep                           // verdict map of these to the chain that remembers for their time
+	members                        // map of these and a backend's number to the backend
+	slots                          // maps, one for each class, of service and slot to backend
+	backends                       // set of backends; keyed by backend, not by service
+	asleep                         // set of backends whose packets are an alarm
+	screened                       // set of services to which only allowed clients may come
+	allowed                        // set of services and the clients that may
+	patient                        // set of services whose backends only data wakes
 )
 
 // An element is one entry of a set or map, less the endpoint it is keyed by.
@@ -39,8 +42,8 @@ type element struct {
 	kind kind
 	is   traits         // of known
 	slot uint16         // of slots
-	to   netip.AddrPort // of first and slots
-	lane lane           // of spread; of slots, only mod, the class
+	to   netip.AddrPort // of first, rest and slots
+	lane lane           // of those of spread; of slots, only mod, the class
 	time time.Duration  // of keep
 	id   uint32         // of members
 	n    uint32         // of limits
@@ -53,10 +56,11 @@ type element struct {
 // elements describes a service by the entries it needs, l being its lane if it
 // has more than one slot.
 //
-// A service with several slots has its slot 0 in first as well, where a packet
-// ends up that finds no slot: a packet looks into several maps one after the
-// other, and a commit in between would otherwise let a packet that has seen the
-// old lane miss the new slots and reach the host.
+// A plain service, without limits and affinity, is found by a packet's first
+// looks. All but those of one slot have their slot 0 in rest as well, where a
+// packet ends up that finds no slot: a packet looks into several maps one after
+// the other, and a commit in between would otherwise let a packet that has seen
+// the old lane miss the new slots and reach the host.
 func elements(at Endpoint, s Service, l lane) []element {
 	n := len(s.Slots)
 	es := make([]element, 0, n+4)
@@ -72,13 +76,16 @@ func elements(at Endpoint, s Service, l lane) []element {
 	if s.Masquerade {
 		es = append(es, element{kind: masked})
 	}
-	es = append(es, element{kind: first, to: s.Slots[0]})
-	if n > 1 {
-		k := spread
-		if at.Addr.IsUnspecified() {
-			k = spreadAny
-		}
-		es = append(es, element{kind: k, lane: l})
+	plain := affinityClass(s.Affinity) == 0 && !slices.ContainsFunc(es, func(e element) bool { return e.kind == limited })
+	if plain && n == 1 {
+		return append(es, element{kind: first, to: s.Slots[0]})
+	}
+	if n > 1 && plain {
+		es = append(es, element{kind: ofPlace(at, spread, spreadAny), lane: l})
+	}
+	es = append(es, element{kind: rest, to: s.Slots[0]})
+	if n > 1 && !plain {
+		es = append(es, element{kind: ofPlace(at, spreadRuled, spreadRuledAny), lane: l})
 	}
 	if time := affinityClass(s.Affinity); time > 0 {
 		es = append(es, element{kind: sticky}, element{kind: keep, time: time})
@@ -91,6 +98,15 @@ func elements(at Endpoint, s Service, l lane) []element {
 		es = append(es, element{kind: slots, slot: uint16(i), to: b, lane: lane{mod: uint16(n)}})
 	}
 	return es
+}
+
+// ofPlace chooses between the kind for a service at one address and that for
+// one at every local address.
+func ofPlace(at Endpoint, one, every kind) kind {
+	if at.Addr.IsUnspecified() {
+		return every
+	}
+	return one
 }
 
 // membersOf returns the distinct backends by number.
@@ -113,7 +129,8 @@ func membersOf(slots []netip.AddrPort) []element {
 func service(es []element) (s Service, l lane) {
 	var single netip.AddrPort
 	for _, e := range es {
-		if e.kind == spread || e.kind == spreadAny {
+		switch e.kind {
+		case spread, spreadAny, spreadRuled, spreadRuledAny:
 			l = e.lane
 		}
 	}
@@ -128,7 +145,7 @@ func service(es []element) (s Service, l lane) {
 			s.Allow = append(s.Allow, e.from)
 		case patient:
 			s.Patient = true
-		case first:
+		case first, rest:
 			single = e.to
 		case slots:
 			if e.lane.mod == l.mod && e.slot < l.mod {
@@ -138,7 +155,7 @@ func service(es []element) (s Service, l lane) {
 	}
 	for _, b := range byslot {
 		if !b.IsValid() {
-			// A packet that misses its slot goes by first.
+			// A packet that misses its slot goes by rest.
 			b = single
 		}
 		s.Slots = append(s.Slots, b)

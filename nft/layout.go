@@ -48,19 +48,22 @@ const (
 	setSpread = "spread"
 	// These few have a map of their own, as the kernel goes through the whole
 	// map for each rule that jumps by it when one element is added.
-	setSpreadAny = "spread-any"
-	setSticky    = "sticky"
-	setKeep      = "keep"
-	setMembers   = "members"
-	setAffinity  = "affinity"
-	setMarks     = "marks"
-	setSlots     = "slots"
-	setBackends  = "backends"
-	setAsleep    = "asleep"
-	setAlarms    = "alarms"
-	setFrozen    = "frozen"
-	setReplay    = "replay"
-	setSources   = "sources"
+	setSpreadAny      = "spread-any"
+	setRest           = "rest"
+	setSpreadRuled    = "spread-ruled"
+	setSpreadRuledAny = "spread-ruled-any"
+	setSticky         = "sticky"
+	setKeep           = "keep"
+	setMembers        = "members"
+	setAffinity       = "affinity"
+	setMarks          = "marks"
+	setSlots          = "slots"
+	setBackends       = "backends"
+	setAsleep         = "asleep"
+	setAlarms         = "alarms"
+	setFrozen         = "frozen"
+	setReplay         = "replay"
+	setSources        = "sources"
 
 	setScreened = "screened"
 	setAllowed  = "allowed"
@@ -75,8 +78,15 @@ const (
 	chainNATOut  = "nat-output"
 	chainForward = "filter-forward"
 	chainNATPost = "nat-postrouting"
+	chainRaw     = "raw" // of a family, as the next four
+	chainSYN     = "syn"
+	chainNAT     = "nat"
+	chainRuled   = "ruled"
 	chainLocal   = "local"
-	chainNote    = "filter-postrouting"
+	chainBegin   = "begin"
+	chainNote    = "note"
+	chainPost    = "post"
+	chainOut     = "filter-output"
 	chainRecall  = "recall"
 	chainAny     = "recall-any"
 
@@ -131,6 +141,9 @@ func describe() layout {
 			&nftables.Set{Table: t, Name: setFirst + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpread + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
 			&nftables.Set{Table: t, Name: setSpreadAny + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setRest + f.name, KeyType: endpoint, DataType: backend, IsMap: true},
+			&nftables.Set{Table: t, Name: setSpreadRuled + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
+			&nftables.Set{Table: t, Name: setSpreadRuledAny + f.name, KeyType: endpoint, DataType: nftables.TypeVerdict, IsMap: true},
 			&nftables.Set{Table: t, Name: setLimited + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setRefused + f.name, KeyType: endpoint},
 			&nftables.Set{Table: t, Name: setRates + f.name, KeyType: endpoint},
@@ -165,19 +178,30 @@ func describe() layout {
 	guard := chain{name: chainGuard, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -150}
 	natIn := chain{name: chainNATIn, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -105}
 	natOut := chain{name: chainNATOut, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: -105}
-	forward := chain{name: chainForward, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: -5}
-	local := chain{name: chainLocal}
+	forward := chain{name: chainForward, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: 90}
+	out := chain{name: chainOut, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: 90}
+	begin, note := chain{name: chainBegin}, chain{name: chainNote}
 	recall := chain{name: chainRecall}
 	recallAny := chain{name: chainAny}
-	note := chain{name: chainNote, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: 90}
 	natPost := chain{name: chainNATPost, kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 95}
+	post := chain{name: chainPost}
+	var parts []chain // of one family each
 
-	rawOut.add(packetMark(), isTCP(), notrack(), accept())
-	// Packets that get here with the mark have it from the forward hook, or are
-	// datagrams of clients beside their backend.
+	// What most packets need least is asked first: each expression costs, and
+	// each packet of each flow through the host comes by.
+	rawOut.add(packetMark(), notrack(), accept())
+	guard.add(noCTState(expr.CtStateBitINVALID), accept())
+	for _, c := range []*chain{&forward, &out} {
+		c.add(noCTMark(), accept())
+		c.add(isReply(), accept())
+	}
+	forward.add(ctState(expr.CtStateBitNEW), goTo(begin.name))
+	out.add(ctState(expr.CtStateBitNEW), goTo(note.name))
+	begin.add(isDNAT(), returnsByInput(), setPacketMark())
+	begin.add(goTo(note.name))
+	// Outgoing packets have their mark from the forward hook only for this one.
 	natPost.add(packetMark(), ctMark(), isDNAT(), masquerade())
-	forward.add(ctMark(), isDNAT(), ctState(expr.CtStateBitNEW), returnsByInput(), setPacketMark())
-	forward.add(ctMark(), isDNAT(), accept())
+	natPost.add(ctMark(), isDNAT(), goTo(chainPost))
 
 	for _, f := range families() {
 		service := []field{daddr(f), l4proto(), dport()}
@@ -188,53 +212,71 @@ func describe() layout {
 		there := concat(saddr(f), sport(), daddr(f), dport())
 		back := concat(daddr(f), dport(), saddr(f), sport())
 
-		rawIn.add(isFamily(f), isTCP(), there, in(setFrozen+f.name), drop())
+		raw, syn := chain{name: chainRaw + f.name}, chain{name: chainSYN + f.name} // see stripRules
+		rawIn.add(isFamily(f), goTo(raw.name))
+		raw.add(notTCP(), accept())
+		raw.add(there, in(setFrozen+f.name), drop())
+		raw.add(tcpFlags(tcpSYN|tcpRST, expr.CmpOpEq, 0), accept())
+		raw.add(tcpFlags(tcpSYN|tcpACK, expr.CmpOpEq, tcpSYN), goTo(syn.name))
 		// The backend's answer to a replayed SYN is for the daemon's eyes only.
-		rawIn.add(isFamily(f), isTCP(), tcpFlags(tcpSYN|tcpRST, expr.CmpOpNeq, 0), back, in(setReplay+f.name), drop())
+		raw.add(back, in(setReplay+f.name), drop())
 		rawOut.add(isFamily(f), isTCP(), there, in(setFrozen+f.name), drop())
 
 		// A packet that conntrack cannot place gets no translation: it would
 		// reach a socket that does not know it, and the reset that follows
 		// would kill a healthy flow. Likewise on the way back.
-		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(service...), in(setKnown+f.name), drop())
-		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(anywhere...), in(setKnown+f.name), isLocal(), drop())
-		guard.add(isFamily(f), isTCP(), ctState(expr.CtStateBitINVALID), concat(backend...), in(setBackends+f.name), drop())
+		guard.add(isFamily(f), isTCP(), concat(service...), in(setKnown+f.name), drop())
+		guard.add(isFamily(f), isTCP(), concat(anywhere...), in(setKnown+f.name), isLocal(), drop())
+		guard.add(isFamily(f), isTCP(), concat(backend...), in(setBackends+f.name), drop())
 
-		for _, c := range []*chain{&natIn, &natOut} {
-			c.add(isFamily(f), concat(service...), in(setLimited+f.name), jump(chainLimits))
-			c.add(isFamily(f), concat(service...), in(setSticky+f.name), jump(chainRecall))
-			c.add(isFamily(f), concat(service...), verdict(setSpread+f.name))
-			c.add(isFamily(f), concat(service...), value(setFirst+f.name), deliver(f))
-			c.add(isFamily(f), concat(anywhere...), in(setKnown+f.name), isLocal(), jump(chainLocal))
-		}
+		nat, ruled, local := chain{name: chainNAT + f.name}, chain{name: chainRuled + f.name}, chain{name: chainLocal + f.name}
+		natIn.add(isFamily(f), goTo(nat.name))
+		natOut.add(isFamily(f), goTo(nat.name))
+		nat.add(concat(service...), value(setFirst+f.name), deliver(f))
+		nat.add(concat(service...), verdict(setSpread+f.name))
 		// A service at one address has this for itself, though it be cold.
-		local.add(isFamily(f), concat(service...), in(setKnown+f.name), accept())
+		nat.add(concat(service...), in(setKnown+f.name), goTo(ruled.name))
+		nat.add(concat(anywhere...), in(setKnown+f.name), isLocal(), goTo(local.name))
+
+		ruled.add(concat(service...), in(setLimited+f.name), jump(chainLimits))
+		ruled.add(concat(service...), in(setSticky+f.name), jump(chainRecall))
+		ruled.add(concat(service...), verdict(setSpreadRuled+f.name))
+		ruled.add(concat(service...), value(setRest+f.name), deliver(f))
+		// It may have become a plain one since the first look.
+		ruled.add(concat(service...), value(setFirst+f.name), deliver(f))
+
 		if f.proto == unix.NFPROTO_IPV6 {
 			// The kernel cannot translate it.
-			local.add(isFamily(f), toLoopback(f), accept())
+			local.add(toLoopback(f), accept())
 		}
-		local.add(isFamily(f), concat(anywhere...), in(setLimited+f.name), jump(chainLimitsAny))
-		local.add(isFamily(f), concat(anywhere...), in(setSticky+f.name), jump(chainAny))
-		local.add(isFamily(f), concat(anywhere...), verdict(setSpreadAny+f.name))
-		local.add(isFamily(f), concat(anywhere...), value(setFirst+f.name), deliver(f))
+		local.add(concat(anywhere...), value(setFirst+f.name), deliver(f))
+		local.add(concat(anywhere...), verdict(setSpreadAny+f.name))
+		local.add(concat(anywhere...), in(setLimited+f.name), jump(chainLimitsAny))
+		local.add(concat(anywhere...), in(setSticky+f.name), jump(chainAny))
+		local.add(concat(anywhere...), verdict(setSpreadRuledAny+f.name))
+		local.add(concat(anywhere...), value(setRest+f.name), deliver(f))
+		local.add(concat(anywhere...), value(setFirst+f.name), deliver(f))
 
 		recall.recall(f, service)
 		recallAny.recall(f, anywhere)
-		reached := []field{daddr(f), l4proto(), dport()}
-		note.add(isFamily(f), ctMark(), isDNAT(), concat(reached...), in(setAsleep+f.name), jump(chainAlarm))
-		fresh := rule(isFamily(f), ctState(expr.CtStateBitNEW), ctMark(), isDNAT())
-		note.add(fresh, concat(dialled...), verdict(setKeep+f.name))
-		note.add(fresh, concat(dialled...), notIn(setKnown+f.name), concat(dialledAnywhere...), verdict(setKeep+f.name))
+
+		alarm := rule(isFamily(f), concat(daddr(f), l4proto(), dport()), in(setAsleep+f.name), jump(chainAlarm))
+		forward.add(alarm)
+		out.add(alarm)
+		note.add(alarm)
+		note.add(isFamily(f), isDNAT(), concat(dialled...), verdict(setKeep+f.name))
+		note.add(isFamily(f), isDNAT(), concat(dialled...), notIn(setKnown+f.name), concat(dialledAnywhere...), verdict(setKeep+f.name))
 
 		if f.proto == unix.NFPROTO_IPV4 {
-			natPost.add(isFamily(f), fromLoopback(f), ctMark(), isDNAT(), masquerade())
+			post.add(isFamily(f), fromLoopback(f), masquerade())
 		}
-		natPost.add(ctMark(), isDNAT(), concat(dialled...), in(setMasked+f.name), masquerade())
-		natPost.add(ctMark(), isDNAT(), concat(dialled...), in(setKnown+f.name), accept())
-		natPost.add(ctMark(), isDNAT(), concat(dialledAnywhere...), in(setMasked+f.name), masquerade())
+		post.add(isFamily(f), concat(dialled...), in(setMasked+f.name), masquerade())
+		post.add(isFamily(f), concat(dialled...), in(setKnown+f.name), accept())
+		post.add(isFamily(f), concat(dialledAnywhere...), in(setMasked+f.name), masquerade())
 		natPost.add(isFamily(f), concat(l4proto(), sport(), daddr(f), dport()), value(setSources+f.name), fromLocal(), pose(f))
+		parts = append(parts, raw, syn, nat, ruled, local)
 	}
-	l.chains = []chain{rawIn, rawOut, guard, natIn, natOut, local, recall, recallAny, forward, note, natPost}
+	l.chains = append([]chain{rawIn, rawOut, guard, natIn, natOut, recall, recallAny, forward, out, begin, note, natPost, post}, parts...)
 	l.chains = append(l.chains, limitChains()...)
 	l.chains = append(l.chains, screenChains()...)
 	l.chains = append(l.chains, alarmChains()...)

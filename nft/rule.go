@@ -31,11 +31,14 @@ func isFamily(f family) []expr.Any {
 	}
 }
 
-// isTCP is "meta l4proto tcp".
-func isTCP() []expr.Any {
+// isTCP is "meta l4proto tcp", notTCP its opposite.
+func isTCP() []expr.Any  { return tcp(expr.CmpOpEq) }
+func notTCP() []expr.Any { return tcp(expr.CmpOpNeq) }
+
+func tcp(op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(0)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Cmp{Op: op, Register: reg(0), Data: []byte{unix.IPPROTO_TCP}},
 	}
 }
 
@@ -277,12 +280,15 @@ func jump(chain string) []expr.Any {
 }
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
-// ctMark is "ct mark & mask == mark".
-func ctMark() []expr.Any {
+// ctMark is "ct mark & mask == mark", noCTMark its opposite.
+func ctMark() []expr.Any   { return marked(expr.CmpOpEq) }
+func noCTMark() []expr.Any { return marked(expr.CmpOpNeq) }
+
+func marked(op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeyMARK, Register: reg(0)},
 		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(CTMask), Xor: native(0)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native(CTMark)},
+		&expr.Cmp{Op: op, Register: reg(0), Data: native(CTMark)},
 	}
 }
 
@@ -314,20 +320,30 @@ func setPacketMark() []expr.Any {
 	}
 }
 
-// ctState is "ct state <bits>".
-func ctState(bits uint32) []expr.Any { return ctBits(expr.CtKeySTATE, bits) }
+// ctState is "ct state <bits>", noCTState its opposite.
+func ctState(bits uint32) []expr.Any   { return ctBits(expr.CtKeySTATE, expr.CmpOpNeq, bits) }
+func noCTState(bits uint32) []expr.Any { return ctBits(expr.CtKeySTATE, expr.CmpOpEq, bits) }
 
-// isDNAT is "ct status dnat".
-func isDNAT() []expr.Any {
-	const ipsDstNAT = 1 << 5 // IPS_DST_NAT
-	return ctBits(expr.CtKeySTATUS, ipsDstNAT)
-}
+const ipsDstNAT = 1 << 5 // IPS_DST_NAT
 
-func ctBits(key expr.CtKey, bits uint32) []expr.Any {
+// isDNAT is "ct status dnat", notDNAT its opposite.
+func isDNAT() []expr.Any  { return ctBits(expr.CtKeySTATUS, expr.CmpOpNeq, ipsDstNAT) }
+func notDNAT() []expr.Any { return ctBits(expr.CtKeySTATUS, expr.CmpOpEq, ipsDstNAT) }
+
+func ctBits(key expr.CtKey, op expr.CmpOp, bits uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: key, Register: reg(0)},
 		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(bits), Xor: native(0)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: native(0)},
+		&expr.Cmp{Op: op, Register: reg(0), Data: native(0)},
+	}
+}
+
+// isReply is "ct direction reply".
+func isReply() []expr.Any {
+	const reply = 1 // IP_CT_DIR_REPLY
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{reply}},
 	}
 }
 

@@ -30,12 +30,12 @@ func stripTimestamp() ([]byte, error) {
 
 // stripRules match a SYN to a cold service, which loses its timestamp option.
 // Timestamps differ from one connection to the next, and a connection that is
-// to be handed over must fit another.
+// to be handed over must fit another. They are rules of a chain that only SYNs
+// come to.
 func stripRules(f family) [][]expr.Any {
-	syn := rule(isFamily(f), isTCP(), tcpFlags(tcpSYN|tcpACK, expr.CmpOpEq, tcpSYN))
 	return [][]expr.Any{
-		rule(syn, concat(daddr(f), l4proto(), dport()), in(setCold+f.name)),
-		rule(syn, concat(wild(f, daddr(f)), l4proto(), dport()), in(setCold+f.name),
+		rule(concat(daddr(f), l4proto(), dport()), in(setCold+f.name)),
+		rule(concat(wild(f, daddr(f)), l4proto(), dport()), in(setCold+f.name),
 			concat(daddr(f), l4proto(), dport()), notIn(setKnown+f.name), isLocal()),
 	}
 }
@@ -58,38 +58,44 @@ func stripExprs(match []expr.Any) ([]byte, error) {
 	return netlink.MarshalAttributes(list)
 }
 
-// addStrip appends the rules to the raw chain in a transaction of their own.
+// addStrip puts the rules into their chains in a transaction of their own.
 func addStrip(conn *netlink.Conn) error {
 	var msgs []netlink.Message
-	var rules [][]expr.Any
 	for _, f := range families() {
-		rules = append(rules, stripRules(f)...)
-	}
-	for _, match := range rules {
-		exprs, err := stripExprs(match)
-		if err != nil {
-			return err
+		for _, match := range stripRules(f) {
+			m, err := stripMessage(chainSYN+f.name, match)
+			if err != nil {
+				return err
+			}
+			msgs = append(msgs, m)
 		}
-		attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
-			{Type: unix.NFTA_RULE_TABLE, Data: []byte(Name + "\x00")},
-			{Type: unix.NFTA_RULE_CHAIN, Data: []byte(chainRawIn + "\x00")},
-			{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: exprs},
-		})
-		if err != nil {
-			return fmt.Errorf("encode timestamp rule: %w", err)
-		}
-		msgs = append(msgs, netlink.Message{
-			Header: netlink.Header{
-				Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE,
-				Flags: netlink.Request | netlink.Create | netlink.Append | netlink.Acknowledge,
-			},
-			Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, attrs...),
-		})
 	}
 	if err := batch(conn, msgs); err != nil {
 		return fmt.Errorf("add timestamp rule: %w", err)
 	}
 	return nil
+}
+
+func stripMessage(chain string, match []expr.Any) (m netlink.Message, err error) {
+	exprs, err := stripExprs(match)
+	if err != nil {
+		return m, err
+	}
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_RULE_TABLE, Data: []byte(Name + "\x00")},
+		{Type: unix.NFTA_RULE_CHAIN, Data: []byte(chain + "\x00")},
+		{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: exprs},
+	})
+	if err != nil {
+		return m, fmt.Errorf("encode timestamp rule: %w", err)
+	}
+	return netlink.Message{
+		Header: netlink.Header{
+			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE,
+			Flags: netlink.Request | netlink.Create | netlink.Append | netlink.Acknowledge,
+		},
+		Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, attrs...),
+	}, nil
 }
 
 // batch sends messages, each of which asks for an acknowledgement, as one

@@ -306,7 +306,7 @@ func TestApplyAfterTampering(t *testing.T) {
 	ns := testenv.NewNS(t, "tamper")
 	tab := open(t, ns)
 	for _, cmd := range []string{
-		"delete element inet sluice first4 { 192.0.2.10 . tcp . 80 }",
+		"delete element inet sluice rest4 { 192.0.2.10 . tcp . 80 }",
 		"add element inet sluice cold4 { 192.0.2.10 . tcp . 80 }",
 		"delete table inet sluice",
 		"flush ruleset",

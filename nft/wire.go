@@ -87,6 +87,12 @@ func (k kind) setName() string {
 		return setSpread
 	case spreadAny:
 		return setSpreadAny
+	case rest:
+		return setRest
+	case spreadRuled:
+		return setSpreadRuled
+	case spreadRuledAny:
+		return setSpreadRuledAny
 	case backends:
 		return setBackends
 	case asleep:
@@ -112,13 +118,13 @@ func (e entry) encode() nftables.SetElement {
 		s.Comment = strconv.FormatUint(uint64(e.n), 10)
 	case clientRates, clientFlows:
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: clientChain(e.kind, e.n)}
-	case first:
+	case first, rest:
 		s.Val = addrPort(e.to)
 	case slots:
 		s.Key = appendSlot(s.Key, e.slot)
 		s.Val = addrPort(e.to)
-	case spread, spreadAny:
-		// Jump, not goto: a flow that finds no slot comes back and goes by first.
+	case spread, spreadAny, spreadRuled, spreadRuledAny:
+		// Jump, not goto: a flow that finds no slot comes back and goes by rest.
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: e.lane.String()}
 	case keep:
 		s.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: keepChain(e.time, e.at.Addr.IsUnspecified())}
@@ -181,11 +187,11 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 			return e, fmt.Errorf("decode chain %q: %w", name, ErrInvalid)
 		}
 		e.time = d
-	case first, slots:
+	case first, rest, slots:
 		if e.to, err = parseAddrPort(s.Val, f); err != nil {
 			return e, err
 		}
-	case spread, spreadAny:
+	case spread, spreadAny, spreadRuled, spreadRuledAny:
 		name, err := verdictChain(s.Val)
 		if err != nil {
 			return e, err
