@@ -25,7 +25,11 @@ type (
 	Prepare struct{ Index int }
 
 	// Start starts a replica, made anew unless it was prepared: [Started].
-	Start struct{ Index int }
+	// Canary says what it is made from.
+	Start struct {
+		Index  int
+		Canary bool
+	}
 
 	// Pause freezes a replica and begins to listen for an [Alarm]: [Paused].
 	Pause struct{ Index int }
@@ -44,9 +48,11 @@ type (
 	Unprobe struct{ Index int }
 
 	// Map puts exactly these backends into the service's slots: [Mapped].
+	// Percent of the slots are the canary's, where shares are marked so.
 	Map struct {
-		Seq    uint64
-		Shares []Share
+		Seq     uint64
+		Shares  []Share
+		Percent int
 	}
 
 	// Count counts the live flows of a backend by a dump that is begun from
@@ -85,8 +91,11 @@ type (
 	}
 )
 
-// A Share is one backend's part of new flows, by weight.
-type Share struct{ Index, Weight int }
+// A Share is one backend's part of new flows, by weight among those of its side.
+type Share struct {
+	Index, Weight int
+	Canary        bool
+}
 
 // Kind is what a [Note] tells.
 type Kind string

@@ -7,6 +7,7 @@ type backend struct {
 	index    int
 	state    State
 	member   bool   // sluice neither starts nor stops it
+	canary   bool   // made from what is tried out
 	weight   int    // of a member
 	priority int    // of a member
 	hash     string // of a replica: what it was made from
@@ -56,6 +57,7 @@ type Backend struct {
 	Flows    int
 	Weight   int // its share of new flows now
 	Outdated bool
+	Canary   bool
 	Err      error
 }
 
@@ -66,12 +68,13 @@ type View struct {
 	Ready    int
 	Held     int
 	Err      error // why it last failed; nil once it is ready again
+	Trial    error // why the canary last failed
 	Backends []Backend
 }
 
 // View shows the service as it is now.
 func (s *Service) View() View {
-	v := View{Phase: s.phase, Desired: s.want, Held: len(s.held), Err: s.err}
+	v := View{Phase: s.phase, Desired: s.stable + s.canaries, Held: len(s.held), Err: s.err, Trial: s.trial.err}
 	for _, b := range s.backends {
 		if b.state == Ready {
 			v.Ready++
@@ -80,7 +83,7 @@ func (s *Service) View() View {
 		if b.mapSeq > s.acked {
 			share = 0 // not in the kernel yet
 		}
-		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, share, s.outdated(b), b.err})
+		v.Backends = append(v.Backends, Backend{b.index, b.state, b.flows, share, s.outdated(b), b.canary, b.err})
 	}
 	return v
 }

@@ -24,6 +24,15 @@ const (
 // backend that weighted rendezvous hashing prefers for it, then slots that
 // prefer least move from backends that have too many to those that have room.
 func Consistent(names []string, weights []int) []int {
+	slots := make([]int, ConsistentSize)
+	for i := range slots {
+		slots[i] = i
+	}
+	return consistent(names, weights, slots)
+}
+
+// consistent fills the given slots of a table.
+func consistent(names []string, weights, slots []int) []int {
 	total := 0
 	for _, w := range weights {
 		total += max(w, 0)
@@ -31,7 +40,9 @@ func Consistent(names []string, weights []int) []int {
 	if total == 0 {
 		return nil
 	}
-	f := &filling{order: byName(names), weights: weights}
+	size := float64(len(slots))
+	play := max(slack*size, 1) // less than a slot leaves some without a taker
+	f := &filling{order: byName(names), weights: weights, slots: slots}
 	f.seeds = make([]uint64, len(names))
 	f.least, f.most, f.have = make([]int, len(names)), make([]int, len(names)), make([]int, len(names))
 	for i, n := range names {
@@ -39,13 +50,13 @@ func Consistent(names []string, weights []int) []int {
 		_, _ = h.Write([]byte(n)) // never fails
 		f.seeds[i] = h.Sum64()
 		share := float64(max(weights[i], 0)) / float64(total)
-		f.least[i] = int(math.Ceil(ConsistentSize * (share - slack)))
-		f.most[i] = int(ConsistentSize * (share + slack))
+		f.least[i] = int(math.Ceil(size*share - play))
+		f.most[i] = int(size*share + play)
 		if weights[i] < 1 {
 			f.most[i] = 0
 		}
 	}
-	f.table = make([]int, ConsistentSize)
+	f.table = make([]int, len(slots))
 	for slot := range f.table {
 		best, _ := f.prefer(slot, func(i int) bool { return weights[i] > 0 })
 		f.table[slot] = best
@@ -68,6 +79,7 @@ func Consistent(names []string, weights []int) []int {
 type filling struct {
 	order             []int // indices by name
 	weights           []int
+	slots             []int // their numbers in the whole table
 	seeds             []uint64
 	table             []int
 	have, least, most []int
@@ -75,7 +87,7 @@ type filling struct {
 
 // score says how much a slot prefers a backend.
 func (f *filling) score(slot, i int) float64 {
-	u := (float64(mix(f.seeds[i]^mix(uint64(slot)))>>11) + 0.5) / (1 << 53) //nolint:gosec // a slot is not negative
+	u := (float64(mix(f.seeds[i]^mix(uint64(f.slots[slot])))>>11) + 0.5) / (1 << 53) //nolint:gosec // a slot is not negative
 	return -float64(f.weights[i]) / math.Log(u)
 }
 

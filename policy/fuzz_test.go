@@ -77,6 +77,21 @@ func drive(t testing.TB, data []byte) {
 	if e&1 != 0 {
 		spec.SlowStart = 20 * time.Second
 	}
+	if g := pop(); g&1 != 0 && spec.Max > 0 {
+		spec.Canary = Canary{"canary", []int{10, 50, 100, 50}[g>>1&3]}
+		if g>>1&3 == 3 {
+			spec.Max = 1
+		}
+		for i := range adopt {
+			if i&1 != 0 {
+				adopt[i].Hash = "canary"
+			}
+		}
+	}
+	atMost := max(spec.Max+1, len(adopt))
+	if spec.Canary.Hash != "" {
+		atMost = max(atMost, 3)
+	}
 	w := newWorld(t, spec, adopt...)
 	boom := errors.New("boom")
 	for len(data) > 0 {
@@ -115,6 +130,19 @@ func drive(t testing.TB, data []byte) {
 		case 23:
 			if arg < 16 {
 				spec.Sleep = Sleep(arg % 3)
+				w.step(Configure{spec})
+			}
+			if c := &spec.Canary; arg >= 16 && c.Hash != "" && spec.Max > 0 {
+				switch arg & 7 {
+				case 0, 1: // promoted, and another one
+					spec.Hash, c.Hash = c.Hash, c.Hash+"x"
+				case 2: // aborted
+					c.Percent = 0
+				case 3:
+					c.Hash += "y"
+				default:
+					c.Percent = []int{1, 30, 99, 100}[arg>>3&3]
+				}
 				w.step(Configure{spec})
 			}
 		case 20:
@@ -166,8 +194,8 @@ func drive(t testing.TB, data []byte) {
 			w.now = w.now.Add(time.Millisecond)
 			w.load()
 		}
-		if up := w.s.replicas(); up > max(spec.Max+1, len(adopt)) {
-			w.failf("%d replicas, at most %d allowed", up, spec.Max+1)
+		if up := w.s.replicas(); up > atMost {
+			w.failf("%d replicas, at most %d allowed", up, atMost)
 		}
 	}
 	// From here on the world is friendly.
@@ -196,8 +224,12 @@ func drive(t testing.TB, data []byte) {
 		}
 		return
 	}
-	if v.Ready != spec.Min {
-		w.failf("at rest with %d ready replicas, want %d: %+v", v.Ready, spec.Min, v)
+	want, percent := spec.Min, 0
+	if p := spec.Canary.Percent; p > 0 && p < 100 && want > 0 {
+		want, percent = want+1, p
+	}
+	if v.Ready != want || w.percent != percent {
+		w.failf("at rest with %d ready replicas, %d %% of the flows to the canary, want %d and %d %%: %+v", v.Ready, w.percent, want, percent, v)
 	}
 	if spec.Min == 0 && v.Phase != Cold {
 		w.failf("at rest in phase %s", v.Phase)

@@ -33,6 +33,3 @@ func (s *Service) members(list []Member) {
 		}
 	}
 }
-
-// outdated says that a replica was made from another configuration.
-func (s *Service) outdated(b *backend) bool { return !b.member && b.hash != s.spec.Hash }

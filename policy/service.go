@@ -9,7 +9,8 @@ import (
 // Spec is what the configuration says of a service, as far as it matters here.
 type Spec struct {
 	Scaling
-	Hash         string        // of what replicas are made from
+	Hash         string // of what replicas are made from
+	Canary       Canary
 	Idle         time.Duration // at zero load this long: down to Min
 	StartTimeout time.Duration // from wake to ready
 	DrainTimeout time.Duration // then flows are cut; 0: wait for ever
@@ -42,12 +43,18 @@ type Service struct {
 	held     []uint64 // connections, oldest first
 	known    bool     // the last Load was
 	want     int
+	stable   int // of these; see divide
+	canaries int
+	extra    int // by which both are more than wanted
+	beside   int // members that serve with them
+	trial    trial
 	mode     AcceptMode
 	scaler   scaler
 
 	seq, acked uint64
-	counts     uint64      // asked for so far
-	mapped     []Share     // of the last Map
+	counts     uint64  // asked for so far
+	mapped     []Share // of the last Map
+	percent    int
 	levels     map[int]int // slots by index, if loads are levelled
 	fresh      bool        // no Map has been asked for yet
 
@@ -73,7 +80,9 @@ type Service struct {
 
 // New returns a service that has no replicas. Its first event is [Adopt].
 func New(spec Spec) *Service {
-	return &Service{spec: spec, mode: modeUnset, fresh: true}
+	s := &Service{mode: modeUnset, fresh: true}
+	s.configure(spec)
+	return s
 }
 
 // Step takes an event and answers what is to be done, in this order. A now
@@ -110,7 +119,7 @@ func (s *Service) take(ev Event) {
 	case Adopt:
 		s.adopt(ev.Replicas)
 	case Configure:
-		s.spec = ev.Spec
+		s.configure(ev.Spec)
 	case Members:
 		s.members(ev.Members)
 	case Accepted:
@@ -200,6 +209,7 @@ func (s *Service) adopt(rs []Replica) {
 	s.busyAt = s.now
 	for _, r := range rs {
 		b := s.add(&backend{index: r.Index, hash: r.Hash, startAt: s.now})
+		s.cast(b)
 		if r.Mapped {
 			b.mapped = true
 			s.mapped = append(s.mapped, Share{Index: r.Index})
@@ -237,7 +247,7 @@ func (s *Service) started(b *backend, ev Started) {
 		if b.doomed {
 			return
 		}
-		if ev.Permanent && !s.routable() {
+		if ev.Permanent && !b.canary && !s.routable() {
 			s.fail(ev.Err)
 			return
 		}
@@ -254,6 +264,10 @@ func (s *Service) started(b *backend, ev Started) {
 
 // retry notes a failed start and puts the next one off.
 func (s *Service) retry(b *backend, err error) {
+	if b.canary {
+		s.retryCanary(b, err)
+		return
+	}
 	wait := min(tryBase<<min(s.tries, 16), tryMax)
 	s.tries++
 	s.tryT = s.now.Add(wait)
@@ -282,7 +296,7 @@ func (s *Service) health(b *backend, ev Health) {
 	switch {
 	case b.state == Probing && ev.Healthy:
 		b.state, b.sick = Ready, false
-		s.tries, s.tryT, s.failedT, s.err = 0, time.Time{}, time.Time{}, nil
+		s.recovered(b)
 		if b.readyAt.IsZero() {
 			b.readyAt = s.now
 			s.emit(Note{Kind: NoteReady, Index: b.index, For: s.now.Sub(b.startAt)})
@@ -291,7 +305,7 @@ func (s *Service) health(b *backend, ev Health) {
 		}
 	case b.state == Ready && !ev.Healthy:
 		b.state, b.sick, b.sickAt = Probing, true, s.now
-		s.err = ev.Err
+		s.blame(b, ev.Err)
 		s.emit(Note{Kind: NoteUnhealthy, Index: b.index, Err: ev.Err})
 	case b.state == DrainingFlows:
 		b.sick = !ev.Healthy
@@ -299,6 +313,16 @@ func (s *Service) health(b *backend, ev Health) {
 			b.readyAt = s.now
 		}
 	}
+}
+
+// recovered forgets the failures before a backend became ready.
+func (s *Service) recovered(b *backend) {
+	s.failedT = time.Time{}
+	if b.canary {
+		s.trial.err = nil
+		return
+	}
+	s.tries, s.tryT, s.err = 0, time.Time{}, nil
 }
 
 func (s *Service) died(b *backend, detail string) {
@@ -327,7 +351,7 @@ func (s *Service) died(b *backend, detail string) {
 			}
 		}
 		b.dead = true
-		s.err = err
+		s.blame(b, err)
 		s.leave(b)
 	}
 }
@@ -360,16 +384,18 @@ func (s *Service) level(total uint64) {
 		s.levels = nil
 		return
 	}
-	arrivals := total - min(total, s.scaler.total)
-	var at, flows, weights []int
-	for _, b := range s.backends {
-		if s.inMap(b) && s.weight(b) > 0 {
-			at, flows, weights = append(at, b.index), append(flows, b.flows), append(weights, s.weight(b))
-		}
-	}
+	arrivals := int(min(total-min(total, s.scaler.total), 1<<20)) //nolint:gosec // bounded
 	s.levels = map[int]int{}
-	for i, n := range Level(flows, weights, int(min(arrivals, 1<<20))) { //nolint:gosec // bounded
-		s.levels[at[i]] = n
+	for _, canary := range []bool{false, true} {
+		var at, flows, weights []int
+		for _, b := range s.backends {
+			if b.canary == canary && s.inMap(b) && s.weight(b) > 0 {
+				at, flows, weights = append(at, b.index), append(flows, b.flows), append(weights, s.weight(b))
+			}
+		}
+		for i, n := range Level(flows, weights, arrivals) {
+			s.levels[at[i]] = n
+		}
 	}
 }
 

@@ -9,7 +9,9 @@ import (
 // settle compares what is with what should be and asks for the difference.
 func (s *Service) settle() {
 	s.expire()
+	s.proven()
 	s.decide()
+	s.divide()
 	s.scaleUp()
 	s.scaleDown()
 	s.fallAsleep()
@@ -102,6 +104,8 @@ func (s *Service) decide() {
 		}
 		s.held = s.held[:0]
 	}
+	carried := max(ready-s.extra, min(ready, s.want)) // what both sides have too much is no sign of load
+	s.beside = beside
 	switch {
 	case failed && ready == 0, s.spec.Max == 0:
 		s.want = 0
@@ -117,7 +121,7 @@ func (s *Service) decide() {
 		}
 	case s.wanted || s.alarmed() || len(s.held) > 0 || !s.wakeAt.IsZero() || active && (s.now.Before(s.busyAt.Add(s.spec.Idle)) || s.carrying() && !s.spec.IdleBytes):
 		// Members carry load too; with one of them no replica has to.
-		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, ready+beside)-beside, s.spec.Min)
+		s.want = max(s.scaler.desired(s.now, s.spec.Scaling, carried+beside)-beside, s.spec.Min)
 		if beside == 0 {
 			s.want = max(s.want, 1)
 		}
@@ -145,23 +149,29 @@ func (s *Service) carrying() bool {
 	return slices.ContainsFunc(s.backends, func(b *backend) bool { return b.flows > 0 && !b.dead })
 }
 
-func (s *Service) coming() (n int) {
+func (s *Service) coming(canary bool) (n int) {
 	for _, b := range s.backends {
-		if s.isComing(b) {
+		if b.canary == canary && s.isComing(b) {
 			n++
 		}
 	}
 	return n
 }
 
-// scaleUp starts what is missing: first what costs least.
+// scaleUp starts what is missing, stable replicas first.
 func (s *Service) scaleUp() {
-	missing := s.want - s.coming()
+	for _, canary := range []bool{false, true} {
+		s.raise(canary, s.wants(canary)-s.coming(canary))
+	}
+}
+
+// raise starts what is missing on one side: first what costs least.
+func (s *Service) raise(canary bool, missing int) {
 	take := func(ok func(*backend) bool, do func(*backend)) {
 		for missing > 0 {
 			var best *backend
 			for _, b := range s.backends {
-				if !b.member && ok(b) && (best == nil || b.flows > best.flows) {
+				if !b.member && b.canary == canary && ok(b) && (best == nil || b.flows > best.flows) {
 					best = b
 				}
 			}
@@ -172,10 +182,11 @@ func (s *Service) scaleUp() {
 			missing--
 		}
 	}
-	take(func(b *backend) bool { return b.state == Starting && b.doomed && !s.outdated(b) && s.mayStart() },
-		func(b *backend) { b.doomed = false })
+	take(func(b *backend) bool {
+		return b.state == Starting && b.doomed && !s.outdated(b) && s.mayStart(canary)
+	}, func(b *backend) { b.doomed = false })
 	for _, b := range s.backends {
-		if b.state == Sleeping && b.frozen && (s.want > 0 || b.alarm) && !s.outdated(b) {
+		if b.canary == canary && b.state == Sleeping && b.frozen && (s.want > 0 || b.alarm) && !s.outdated(b) {
 			s.thaw(b)
 			missing--
 		}
@@ -190,23 +201,27 @@ func (s *Service) scaleUp() {
 		}
 		b.state, b.counting = Ready, 0
 	})
-	if !s.mayStart() {
+	if !s.mayStart(canary) {
 		return
 	}
 	take(func(b *backend) bool { return b.state == Sleeping && !b.frozen && !s.outdated(b) },
 		func(b *backend) { s.start(b) })
 	for _, b := range s.backends {
-		if b.state == Preparing && !s.outdated(b) && missing > 0 {
+		if b.canary == canary && b.state == Preparing && !s.outdated(b) && missing > 0 {
 			b.doomed = false
 			missing-- // started as soon as it is prepared
 		}
 	}
-	for missing > 0 && s.replicas() <= s.spec.Max { // one more than Max while one leaves
+	for missing > 0 && s.replicas() <= s.limit() { // one more while one leaves
 		i := 1
 		for s.backend(i) != nil {
 			i++
 		}
-		s.start(s.add(&backend{index: i, hash: s.spec.Hash}))
+		b := &backend{index: i, hash: s.spec.Hash}
+		if canary {
+			b.hash, b.canary = s.spec.Canary.Hash, true
+		}
+		s.start(s.add(b))
 		missing--
 	}
 }
@@ -221,22 +236,35 @@ func (s *Service) replicas() (n int) {
 	return n
 }
 
-func (s *Service) mayStart() bool {
-	return !s.now.Before(s.tryT) && !s.now.Before(s.failedT)
+func (s *Service) mayStart(canary bool) bool {
+	tryT := s.tryT
+	if canary {
+		tryT = s.trial.tryT
+	}
+	return !s.now.Before(tryT) && !s.now.Before(s.failedT)
 }
 
 func (s *Service) start(b *backend) {
 	b.state, b.startAt, b.doomed = Starting, s.now, false
-	s.emit(Start{b.index})
+	s.emit(Start{b.index, b.canary})
 }
 
-// scaleDown drains what is too much: one victim at a time, the least busy,
-// the newest of equals. What has never served goes first.
+// scaleDown ends what is too much.
 func (s *Service) scaleDown() {
-	surplus := s.coming() - s.want
+	if s.want == 0 && s.spec.Sleep == SleepPause && !s.sleep && !s.now.Before(s.manualT) && s.known {
+		s.freeze()
+	}
+	for _, canary := range []bool{false, true} {
+		s.lower(canary, s.coming(canary)-s.wants(canary))
+	}
+}
+
+// lower drains what is too much on one side: one victim at a time, the least
+// busy, the newest of equals. What has never served goes first.
+func (s *Service) lower(canary bool, surplus int) {
 	for i := len(s.backends) - 1; i >= 0 && surplus > 0; i-- {
 		b := s.backends[i]
-		if !s.isComing(b) || !b.readyAt.IsZero() {
+		if b.canary != canary || !s.isComing(b) || !b.readyAt.IsZero() {
 			continue
 		}
 		surplus--
@@ -250,7 +278,7 @@ func (s *Service) scaleDown() {
 
 	serving, draining := 0, false
 	for _, b := range s.backends {
-		if b.member {
+		if b.member || b.canary != canary {
 			continue
 		}
 		if b.state == Ready {
@@ -258,8 +286,9 @@ func (s *Service) scaleDown() {
 		}
 		draining = draining || b.state == DrainingFlows && !b.dead
 	}
+	all := s.wants(canary) == 0    // the others serve, or nobody has to
 	for _, b := range s.backends { // a new configuration replaces the old
-		if !s.outdated(b) {
+		if b.canary != canary || !s.outdated(b) {
 			continue
 		}
 		switch {
@@ -269,19 +298,16 @@ func (s *Service) scaleDown() {
 			s.stop(b, 0)
 		case b.state == Probing:
 			s.victim(b)
-		case b.state == Ready && serving > s.want && (s.want == 0 || !draining):
+		case b.state == Ready && serving > s.wants(canary) && (all && s.spared(b) || !all && !draining):
 			s.victim(b)
 			serving--
 			draining = true
 		}
 	}
-	if s.want == 0 && s.spec.Sleep == SleepPause && !s.sleep && !s.now.Before(s.manualT) && s.known {
-		surplus -= s.freeze()
-	}
-	for surplus > 0 && (s.want == 0 || !draining) && (s.known || s.sleep) {
+	for surplus > 0 && (all || !draining) && (s.known || s.sleep) {
 		var victim *backend
 		for _, b := range s.backends {
-			if b.state == Ready && s.isComing(b) &&
+			if b.canary == canary && b.state == Ready && s.isComing(b) && (!all || s.spared(b)) &&
 				(victim == nil || b.flows < victim.flows || b.flows == victim.flows && !b.readyAt.Before(victim.readyAt)) {
 				victim = b
 			}
@@ -356,6 +382,7 @@ func (s *Service) Deadline() time.Time {
 	}
 	due(s.failedT)
 	due(s.tryT)
+	due(s.trial.tryT)
 	due(s.manualT)
 	if !s.wakeAt.IsZero() {
 		due(s.wakeAt.Add(s.spec.StartTimeout))

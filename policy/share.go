@@ -51,14 +51,7 @@ func (s *Service) weight(b *backend) int {
 
 // remap asks for the slots of the ready backends of the first tier.
 func (s *Service) remap() {
-	var want []Share
-	if tier, ok := s.tier(); ok {
-		for _, b := range s.backends {
-			if s.inMap(b) && s.priority(b) == tier && s.weight(b) > 0 {
-				want = append(want, Share{b.index, s.weight(b)})
-			}
-		}
-	}
+	want, percent := s.shares()
 	if s.spec.Level && len(want) > 1 {
 		for i := range want {
 			want[i].Weight = max(s.levels[want[i].Index], 1)
@@ -67,7 +60,7 @@ func (s *Service) remap() {
 	if len(want) == 1 {
 		want[0].Weight = ReplicaWeight // all of it, whatever it weighs
 	}
-	if slices.Equal(want, s.mapped) && !s.fresh {
+	if slices.Equal(want, s.mapped) && percent == s.percent && !s.fresh {
 		return
 	}
 	s.fresh = false
@@ -85,19 +78,14 @@ func (s *Service) remap() {
 			b.share = want[i].Weight
 		}
 	}
-	s.mapped = want
-	s.emit(Map{Seq: s.seq, Shares: slices.Clone(want)})
+	s.mapped, s.percent = want, percent
+	s.emit(Map{Seq: s.seq, Shares: slices.Clone(want), Percent: percent})
 }
 
 // serve gives the held connections to backends that the map already names.
 func (s *Service) serve() {
 	for len(s.held) > 0 {
-		var best *backend
-		for _, b := range s.backends {
-			if s.serves(b) && (best == nil || b.flows < best.flows) {
-				best = b
-			}
-		}
+		best := s.leastBusy(s.turn())
 		if best == nil {
 			return
 		}
@@ -107,4 +95,14 @@ func (s *Service) serve() {
 		s.held = s.held[1:]
 	}
 	s.held = nil
+}
+
+// leastBusy is the backend among some that serves fewest flows.
+func (s *Service) leastBusy(ok func(*backend) bool) (best *backend) {
+	for _, b := range s.backends {
+		if s.serves(b) && ok(b) && (best == nil || b.flows < best.flows) {
+			best = b
+		}
+	}
+	return best
 }

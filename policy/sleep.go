@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"slices"
-	"time"
 )
 
 func (s *Service) prepared(b *backend, err error) {
@@ -66,26 +65,31 @@ func (s *Service) thawed(b *backend, err error) {
 		return
 	}
 	b.state = Ready
-	s.tries, s.tryT, s.failedT, s.err = 0, time.Time{}, time.Time{}, nil
+	s.recovered(b)
 	s.emit(Probe{Index: b.index, Assume: true})
 	s.emit(Note{Kind: NoteReady, Index: b.index, For: s.now.Sub(b.startAt)})
 }
 
 // freeze pauses what is to stay in memory while the service sleeps: replicas
-// with flows that were left open, or else the first.
-func (s *Service) freeze() (n int) {
+// with flows that were left open, or else the first. A canary without flows is
+// not kept, and no canary alone.
+func (s *Service) freeze() {
 	busy := s.carrying()
+	var spare *backend
+	stable, canary := false, false
 	for _, b := range s.backends {
-		if b.state != Ready || !s.isComing(b) || busy && b.flows == 0 {
-			continue
-		}
-		s.pause(b)
-		n++
-		if !busy {
-			break
+		switch {
+		case b.state != Ready || !s.isComing(b):
+		case busy && b.flows > 0:
+			s.pause(b)
+			stable, canary = stable || !b.canary, canary || b.canary
+		case !b.canary && spare == nil:
+			spare = b
 		}
 	}
-	return n
+	if spare != nil && (!busy || canary && !stable) {
+		s.pause(spare)
+	}
 }
 
 // fallAsleep ends what has slept for long enough.
@@ -125,12 +129,12 @@ func (s *Service) prepare() {
 		switch {
 		case b.frozen && s.spec.Sleep != SleepPause:
 			s.leave(b)
-		case !b.frozen && (have || s.spec.Sleep != SleepPrepared):
+		case !b.frozen && (have || b.canary || s.spec.Sleep != SleepPrepared):
 			s.stop(b, 0)
 		}
-		have = true
+		have = have || !b.canary
 	}
-	if have || s.deep || s.spec.Sleep != SleepPrepared || !s.mayStart() || s.replicas() > s.spec.Max {
+	if have || s.deep || s.spec.Sleep != SleepPrepared || !s.mayStart(false) || s.replicas() > s.spec.Max {
 		return
 	}
 	i := 1

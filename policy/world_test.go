@@ -30,6 +30,7 @@ type world struct {
 	maps    []pending // not acknowledged yet
 	kernel  []int     // what the kernel's map names
 	asked   []int     // what the last Map names
+	percent int       // the canary's part of it
 	left    map[int]bool
 	zeroed  map[int]bool // counted zero after the fence
 	counts  []count
@@ -172,7 +173,9 @@ func (w *world) hold() {
 
 // mayDrain says whether there is a reason to take a healthy backend out.
 func (w *world) mayDrain(i int) bool {
-	return w.known || w.asleep || w.ordered[i] || w.members || w.hash[i] != w.spec.Hash || w.frozen[i] || !w.healthy[i] || w.dead[i]
+	c := w.spec.Canary
+	replaced := w.hash[i] != w.spec.Hash && (w.hash[i] != c.Hash || c.Percent == 0) || w.hash[i] == w.spec.Hash && c.Percent == 100
+	return w.known || w.asleep || w.ordered[i] || w.members || replaced || w.frozen[i] || !w.healthy[i] || w.dead[i]
 }
 
 func (w *world) begin(i int, what string) {
@@ -211,6 +214,12 @@ func (w *world) do(a Action) {
 		}
 		delete(w.dead, a.Index)
 		delete(w.left, a.Index)
+		if a.Canary {
+			w.hash[a.Index] = w.spec.Canary.Hash
+		}
+		if a.Canary && (w.spec.Canary.Percent == 0 || len(w.kernel)+len(w.asked) == 0) {
+			w.failf("start of a canary, %d, of a service that nothing serves or that is to have none", a.Index)
+		}
 	case Stop:
 		w.begin(a.Index, "stop")
 		if slices.Contains(w.kernel, a.Index) || slices.Contains(w.asked, a.Index) {
@@ -252,7 +261,8 @@ func (w *world) do(a Action) {
 				w.left[i] = true
 			}
 		}
-		w.asked = named
+		w.trial(a)
+		w.asked, w.percent = named, a.Percent
 		w.maps = append(w.maps, pending{a.Seq, named})
 	case Count:
 		if slices.Contains(w.kernel, a.Index) && !w.frozen[a.Index] {
@@ -279,6 +289,28 @@ func (w *world) do(a Action) {
 		w.resets++
 	case Note:
 		w.notes = append(w.notes, a)
+	}
+}
+
+// trial checks the two sides of a map: each has its part, unless one is all
+// there is or all there should be.
+func (w *world) trial(a Map) {
+	w.t.Helper()
+	var side, marked [2]int
+	for _, sh := range a.Shares {
+		for i, canary := range []bool{false, true} {
+			if w.s.backend(sh.Index).canary == canary {
+				side[i]++
+			}
+			if sh.Canary == canary {
+				marked[i]++
+			}
+		}
+	}
+	both := side[0] > 0 && side[1] > 0
+	if both && (a.Percent != w.spec.Canary.Percent || side != marked) || !both && marked[1]+a.Percent > 0 {
+		w.failf("map of %d stable backends and %d canaries, %d marked so, with %d %%, the configuration has %d %%",
+			side[0], side[1], marked[1], a.Percent, w.spec.Canary.Percent)
 	}
 }
 

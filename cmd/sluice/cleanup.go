@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/verdict"
 	"sluice/conntrack"
 	"sluice/nft"
 	"sluice/podman"
@@ -22,24 +23,27 @@ func cleanupCommand() *cli.Command {
 		Name:  "cleanup",
 		Usage: "remove the table and, with --containers, the replicas; needs neither daemon nor configuration",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "containers", Usage: "stop and remove all replicas too"},
+			&cli.BoolFlag{Name: "containers", Usage: "stop and remove all replicas too, and forget verdicts on canaries"},
 			&cli.StringFlag{Name: "podman", Usage: "`URI` of Podman (default: daemon.podman of the configuration)"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 0); err != nil {
 				return err
 			}
-			uri := c.String("podman")
-			if uri == "" {
-				uri = podman.DefaultURI
-				if cfg, err := config.Load(c.String("config")); err == nil {
-					uri = cfg.Daemon.Podman
-				}
+			uri, state := podman.DefaultURI, config.DefaultState
+			if cfg, err := config.Load(c.String("config")); err == nil {
+				uri, state = cfg.Daemon.Podman, cfg.Daemon.State
+			}
+			if c.IsSet("podman") {
+				uri = c.String("podman")
 			}
 			if _, err := client(c).Status(c.Context); err == nil {
 				return errors.New("cleanup: the daemon is running and would put everything back: stop it first")
 			}
-			return cleanup(c.Context, uri, c.Bool("containers"))
+			if err := cleanup(c.Context, uri, c.Bool("containers")); err != nil || !c.Bool("containers") {
+				return err
+			}
+			return verdict.Remove(state)
 		},
 	}
 }

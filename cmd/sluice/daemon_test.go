@@ -75,12 +75,13 @@ func shortDir(t *testing.T) string {
 }
 
 func (h *host) admin() string { return filepath.Join(h.dir, "admin.sock") }
+func (h *host) state() string { return filepath.Join(h.dir, "state") }
 
 // configure writes the configuration: the daemon's part, then text.
 func (h *host) configure(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(h.dir, "sluice.toml")
-	text = fmt.Sprintf("[daemon]\npodman = %q\nadmin = %q\nlog_level = \"debug\"\nlog_format = \"json\"\n\n", h.pod.URI(), h.admin()) + text
+	text = fmt.Sprintf("[daemon]\npodman = %q\nadmin = %q\nstate = %q\nlog_level = \"debug\"\nlog_format = \"json\"\n\n", h.pod.URI(), h.admin(), h.state()) + text
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

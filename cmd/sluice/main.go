@@ -92,12 +92,16 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), checkCommand(), statusCommand(), eventsCommand(),
-			scaleCommand(), wakeCommand(), drainCommand(), reloadCommand(), simulateCommand(), doctorCommand(), cleanupCommand(), versionCommand(),
+			scaleCommand(), wakeCommand(), drainCommand(), canaryCommand(), reloadCommand(), simulateCommand(), doctorCommand(), cleanupCommand(), versionCommand(),
 		},
 	}
 	for _, c := range app.Commands {
 		c.OnUsageError = usage
 		c.HideHelpCommand = true
+		for _, sub := range c.Subcommands {
+			sub.OnUsageError = usage
+			sub.HideHelpCommand = true
+		}
 	}
 	return app
 }

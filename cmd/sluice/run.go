@@ -180,7 +180,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, replace bool, 
 	ctl = control.New(control.Options{
 		Porter: porter, Silence: silence, Datagrams: datagrams,
 		Config: cfg, Table: table, Flows: flows{watcher, ct}, Replicas: pod,
-		Accept: loop, Record: record, Log: log,
+		Accept: loop, Record: record, State: cfg.Daemon.State, Log: log,
 		Keep: manager.keeper(), Inherited: left, Pulse: manager.pulse, PulseEvery: manager.pulseEvery(),
 		Commit: func() error { return heir.commit(adminLn) }, Ceded: cancel,
 	})

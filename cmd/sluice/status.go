@@ -46,7 +46,11 @@ func statusTable(w io.Writer, st control.Status) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d/%d\t%d\t%d\t%d\t%d\n", s.Name, strings.Join(s.Listen, " "), s.Phase,
 			s.Ready, s.Desired, s.Flows, s.Held, s.Relayed, s.HandedOver)
 		for _, b := range s.Backends {
-			fmt.Fprintf(t, "  %s\t%s\t%s\t\t%d\t\t\t\n", b.Name, b.Address, b.State, b.Flows)
+			state := b.State
+			if b.Canary {
+				state += " (canary)"
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%s\t\t%d\t\t\t\n", b.Name, b.Address, state, b.Flows)
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -58,6 +62,11 @@ func statusTable(w io.Writer, st control.Status) error {
 		}
 	}
 	for _, s := range st.Services {
+		if s.Canary != nil {
+			if _, err := fmt.Fprintf(w, "%s: %s\n", s.Name, s.Canary); err != nil {
+				return err
+			}
+		}
 		if s.LastError != "" {
 			if _, err := fmt.Fprintf(w, "%s: %s\n", s.Name, s.LastError); err != nil {
 				return err

@@ -8,6 +8,7 @@
 //	POST /v1/services/NAME/wake
 //	POST /v1/services/NAME/scale?n=N
 //	POST /v1/services/NAME/drain?backend=NAME
+//	POST /v1/services/NAME/canary?verdict=VERDICT  promoted, aborted or none
 //	POST /v1/replace                 from here on package inherit's protocol
 //
 // An error is {"error": "one line"} with a status of 4xx or 5xx.
@@ -27,6 +28,7 @@ import (
 	"time"
 
 	"sluice/cmd/internal/control"
+	"sluice/cmd/internal/verdict"
 	"sluice/policy"
 )
 
@@ -35,6 +37,7 @@ type Daemon interface {
 	Status(ctx context.Context, services ...string) (control.Status, error)
 	Do(ctx context.Context, service string, ev policy.Event) error
 	Drain(ctx context.Context, service, backend string) error
+	Judge(ctx context.Context, service string, canary verdict.Word) error
 	Follow() (events <-chan control.Event, stop func())
 }
 
@@ -75,6 +78,18 @@ func Handler(d Daemon, r Reloader) http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/services/{service}/drain", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, d.Drain(r.Context(), r.PathValue("service"), r.FormValue("backend")))
+	})
+	mux.HandleFunc("POST /v1/services/{service}/canary", func(w http.ResponseWriter, r *http.Request) {
+		var err error
+		switch v := r.FormValue("verdict"); v {
+		case string(verdict.Promoted), string(verdict.Aborted):
+			err = d.Judge(r.Context(), r.PathValue("service"), verdict.Word(v))
+		case "none":
+			err = d.Judge(r.Context(), r.PathValue("service"), "")
+		default:
+			err = fmt.Errorf("verdict is not promoted, aborted or none: %q", v)
+		}
+		reply(w, struct{}{}, err)
 	})
 	return mux
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"sluice/cmd/internal/control"
+	"sluice/cmd/internal/verdict"
 	"sluice/policy"
 )
 
@@ -21,6 +22,7 @@ import (
 type told struct {
 	orders []policy.Event
 	drains int
+	judged int
 	loads  int
 }
 
@@ -47,6 +49,14 @@ func (d *told) Drain(_ context.Context, service, _ string) error {
 	return nil
 }
 
+func (d *told) Judge(_ context.Context, service string, _ verdict.Word) error {
+	if service != "web" {
+		return control.ErrUnknown
+	}
+	d.judged++
+	return nil
+}
+
 func (d *told) Follow() (<-chan control.Event, func()) { return nil, func() {} }
 
 func (d *told) Reload(context.Context) error {
@@ -66,6 +76,7 @@ func FuzzHandler(f *testing.F) {
 		"POST /v1/services/web/scale?n=3 HTTP/1.1\r\nHost: x\r\n\r\n",
 		"POST /v1/services/web/scale HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 4\r\n\r\nn=-1",
 		"POST /v1/services/web/scale HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 60\r\n\r\n--b\r\nContent-Disposition: form-data; name=\"n\"\r\n\r\n2\r\n--b--",
+		"POST /v1/services/web/canary?verdict=aborted HTTP/1.1\r\nHost: x\r\n\r\n",
 		"POST /v1/services/%2e%2e/drain?backend=sluice-web-1 HTTP/1.1\r\nHost: x\r\n\r\n",
 		"PUT /v1//services/web/wake HTTP/1.0\r\n\r\n",
 		"CONNECT /v1/reload HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -81,7 +92,7 @@ func FuzzHandler(f *testing.F) {
 		cancel() // or events would be followed for ever
 		d, w := &told{}, httptest.NewRecorder()
 		Handler(d, d).ServeHTTP(w, req.WithContext(ctx))
-		if n := len(d.orders) + d.drains + d.loads; n > 1 || n == 1 && req.Method != http.MethodPost {
+		if n := len(d.orders) + d.drains + d.judged + d.loads; n > 1 || n == 1 && req.Method != http.MethodPost {
 			t.Fatalf("%s %s: %d orders: %+v", req.Method, req.URL, n, d)
 		}
 		for _, o := range d.orders {

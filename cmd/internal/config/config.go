@@ -18,6 +18,7 @@ type Daemon struct {
 	Podman    string // URI, always unix:// and an absolute path
 	Admin     string // absolute path of the admin socket
 	Metrics   string // HOST:PORT, "" = off
+	State     string // absolute path of a directory
 	LogLevel  LogLevel
 	LogFormat LogFormat
 }
@@ -152,7 +153,8 @@ type Backend struct {
 // Canary is a second kind of replica that gets Percent of the new flows.
 type Canary struct {
 	Percent   int
-	Container Container
+	Container Container // with what it takes over from the service's own
+	Digest    string    // of its container section as it is written
 }
 
 // Values of keys that are one of a few words. The zero value of each type is

@@ -79,6 +79,7 @@ func decodeDaemon(t *table, d *Daemon) {
 	t.str("podman", &d.Podman, podmanURI)
 	t.str("admin", &d.Admin, socketPath)
 	t.str("metrics", &d.Metrics, hostPort)
+	t.str("state", &d.State, absolutePath)
 	word(t, "log_level", &d.LogLevel, LogDebug, LogInfo, LogWarn, LogError)
 	word(t, "log_format", &d.LogFormat, LogAuto, LogConsole, LogJSON)
 }
@@ -181,7 +182,7 @@ func decodeContainer(t *table, c *Container, required bool) {
 	t.number("cpus", &c.CPUs, 0, math.MaxUint16)
 	word(t, "pull", &c.Pull, PullMissing, PullAlways, PullNever, PullNewer)
 	t.duration("stop_timeout", &c.StopTimeout, 0)
-	if c.StopTimeout%time.Second != 0 {
+	if t.has("stop_timeout") && c.StopTimeout%time.Second != 0 {
 		// Podman takes seconds, and 0 from "500ms" would be a SIGKILL at once.
 		t.errorf("stop_timeout", "must be whole seconds, got %s", t.n.sub["stop_timeout"])
 	}
@@ -295,17 +296,4 @@ func decodeBackends(tables []*table, s *Service) {
 		addrs[b.Addr] = true
 		s.Backends = append(s.Backends, b)
 	}
-}
-
-func decodeCanary(t *table, s *Service) {
-	c := defaultCanary()
-	t.integer("percent", &c.Percent, 0, 100)
-	decodeContainer(t.sub("container"), &c.Container, t.n != nil)
-	if t.n == nil {
-		return
-	}
-	if s.Container == nil {
-		t.errorAt(t.line, "", "needs a [service.%s.container] that it can take the place of", s.Name)
-	}
-	s.Canary = &c
 }

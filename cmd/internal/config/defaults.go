@@ -4,11 +4,15 @@ import "time"
 
 // Every default of the file stands in this file and nowhere else.
 
+// DefaultState is where the daemon keeps what a restart must not forget.
+const DefaultState = "/var/lib/sluice"
+
 func defaultDaemon() Daemon {
 	return Daemon{
 		Podman:    "unix:///run/podman/podman.sock",
 		Admin:     "/run/sluice/admin.sock",
 		Metrics:   "127.0.0.1:9464",
+		State:     DefaultState,
 		LogLevel:  LogInfo,
 		LogFormat: LogAuto,
 	}
@@ -60,6 +64,4 @@ func defaultContainer() Container {
 
 func defaultBackend() Backend { return Backend{Weight: 100} }
 
-func defaultCanary() Canary {
-	return Canary{Percent: 10, Container: defaultContainer()}
-}
+func defaultCanary() Canary { return Canary{Percent: 10} }

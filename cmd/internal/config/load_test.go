@@ -205,6 +205,7 @@ service.b.container = { image = "registry.example.org:5000/team/b@sha256:`+strin
 podman = "unix:///tmp/p.sock"
 admin = "/tmp/a.sock"
 metrics = ""
+state = "/tmp/state"
 log_level = "debug"
 log_format = "json"
 
@@ -248,7 +249,7 @@ fall = 1
 [service.a.drain]
 timeout = "0s"
 `)
-	if c.Daemon != (Daemon{"unix:///tmp/p.sock", "/tmp/a.sock", "", LogDebug, LogJSON}) {
+	if c.Daemon != (Daemon{"unix:///tmp/p.sock", "/tmp/a.sock", "", "/tmp/state", LogDebug, LogJSON}) {
 		t.Errorf("daemon = %+v", c.Daemon)
 	}
 	if len(c.Services) != 2 || c.Services[0].Name != "a" || c.Services[1].Name != "b" {

@@ -30,6 +30,16 @@ func socketPath(s string) error {
 	return nil
 }
 
+func absolutePath(s string) error {
+	switch {
+	case !strings.HasPrefix(s, "/") || path.Clean(s) == "/":
+		return fmt.Errorf("must be an absolute path below /, got %q", s)
+	case strings.ContainsRune(s, 0):
+		return errors.New("must not hold a NUL character")
+	}
+	return nil
+}
+
 func podmanURI(s string) error {
 	p, ok := strings.CutPrefix(s, "unix://")
 	if !ok || !strings.HasPrefix(p, "/") {

@@ -22,14 +22,14 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.arm(s, accept.Mode(a.Mode))
 	case policy.Prepare:
 		r := s.replica(a.Index)
-		spec, limit := s.spec, callTimeout(s)
+		spec, limit := s.kinds.stable, callTimeout(s)
 		c.call(func() { c.prepare(s, spec, limit, r.name, a.Index) })
 	case policy.Start:
 		if s.wake.start.IsZero() {
 			s.wake.start = now
 		}
 		r := s.replica(a.Index)
-		spec, limit, prepared, udp := s.spec, callTimeout(s), r.prepared, datagrams(s.cfg)
+		spec, limit, prepared, udp := s.kinds.of(a.Canary), callTimeout(s), r.prepared, datagrams(s.cfg)
 		c.call(func() {
 			if udp {
 				c.noteSubnets(c.ctx, spec.Network)
@@ -64,7 +64,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		} else {
 			delete(c.levelled, s)
 		}
-		ch := c.table(s, a.Shares)
+		ch := c.table(s, a.Shares, a.Percent)
 		ch.seq = a.Seq
 		s.holdBack()
 		c.app.apply(ch)
@@ -270,10 +270,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 		c.unwatch(s.log, r.name, c.backends(s, r))
 	}
 	names, id := targets(c.backends(s, r)), r.ref()
-	var timeout time.Duration
-	if s.cfg.Container != nil {
-		timeout = s.cfg.Container.StopTimeout
-	}
+	timeout := s.stopTimeout(r)
 	c.call(func() {
 		ctx, cancel := context.WithTimeout(c.ctx, timeout+time.Minute)
 		defer cancel()
@@ -330,7 +327,7 @@ func (c *Control) probe(s *service, r *replica, assume bool) {
 			}
 		})
 	}
-	if pid, port := r.prepared.PID, s.spec.Port; check.Type == health.None && s.udp() && pid > 0 {
+	if pid, port := r.prepared.PID, r.prepared.Port; check.Type == health.None && s.udp() && pid > 0 {
 		ctx, cancel := context.WithCancel(c.ctx)
 		r.unprobe = cancel
 		c.work.Go(func() { awaitBound(ctx, pid, port, post) })

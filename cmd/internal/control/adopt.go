@@ -89,8 +89,9 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		replicas = append(replicas, r)
 	}
 	if len(replicas) > 0 && datagrams(s.cfg) {
-		network := s.spec.Network
-		c.work.Go(func() { c.noteSubnets(c.ctx, network) })
+		for _, network := range s.kinds.networks() {
+			c.work.Go(func() { c.noteSubnets(c.ctx, network) })
+		}
 	}
 	slices.SortFunc(replicas, func(a, b policy.Replica) int { return a.Index - b.Index })
 	c.step(s, now, policy.Adopt{Replicas: replicas})
@@ -112,14 +113,15 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 	for _, p := range found {
 		s := c.services[p.Service]
 		if s == nil {
-			s = newService(config.Service{
+			cfg := config.Service{
 				Name:      p.Service,
 				Container: &config.Container{Port: p.Port, StopTimeout: 10 * time.Second},
 				Scale:     config.Scale{Max: 1, Utilization: 1, StableWindow: time.Minute, PanicWindow: 6 * time.Second},
 				Start:     config.Start{Timeout: 30 * time.Second},
 				Health:    config.Health{Type: config.HealthNone},
 				Drain:     config.Drain{Timeout: time.Minute},
-			}, c.log)
+			}
+			s = newService(cfg, kindsOf(cfg, ""), c.log)
 			s.removed = true
 			c.services[s.name] = s
 			s.log.Warn().Msg("not configured any more, draining what is left of it")

@@ -63,7 +63,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 		s := c.services[sc.Name]
 		switch {
 		case s == nil:
-			s = newService(sc, c.log)
+			s = newService(sc, kindsOf(sc, c.word(sc)), c.log)
 			c.services[s.name] = s
 			c.attach(s, sc, by)
 			added = append(added, s)
@@ -72,6 +72,7 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 			c.change(s, now, sc)
 		}
 	}
+	c.lapse(cfg.Services)
 	c.detach()
 	if c.adopted {
 		for _, s := range added {
@@ -270,9 +271,9 @@ func (c *Control) shut(w *listener) {
 // are replaced if what makes them has changed.
 func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 	old := s.cfg
-	s.cfg, s.spec, s.removed = cfg, podmanSpec(cfg), false
+	s.cfg, s.kinds, s.removed = cfg, kindsOf(cfg, c.word(cfg)), false
 	s.log.Info().Msg("configuration changed")
-	c.step(s, now, policy.Configure{Spec: policySpec(cfg, s.spec)})
+	c.step(s, now, policy.Configure{Spec: s.kinds.rules(cfg)})
 	if !reflect.DeepEqual(old.Backends, cfg.Backends) {
 		c.resolve(s)
 	}
@@ -306,7 +307,7 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 func (c *Control) retire(s *service, now time.Time) {
 	s.removed = true
 	s.log.Info().Msg("not configured any more, draining what is left of it")
-	min0 := policySpec(s.cfg, s.spec)
+	min0 := s.kinds.rules(s.cfg)
 	min0.Min, min0.Sleep = 0, policy.SleepStop
 	c.step(s, now, policy.Configure{Spec: min0})
 	c.step(s, now, policy.Members{})

@@ -93,6 +93,7 @@ type Options struct {
 	Keep      Keeper       // nil: nothing outlives the process
 	Inherited *inherit.Set // what an earlier run has left; Run empties it
 	Record    Recorder
+	State     string // directory to keep verdicts on canaries in; "": they end with the process
 	Log       zerolog.Logger
 
 	// Commit, if set, is called when all that the daemon needs is there, before
@@ -142,6 +143,7 @@ type Control struct {
 	adopted   bool
 
 	configError string
+	verdicts    *verdicts
 
 	listening int              // addresses, at the start
 	waiting   []inherit.Socket // connections of an earlier run, until all is adopted
@@ -272,6 +274,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	c.health = health.NewPool()
 	defer c.health.Close()
 	defer c.close()
+	c.recall()
 	c.waiting = c.opt.Inherited.Held()
 	if err := c.configure(time.Now(), c.opt.Config); err != nil {
 		return err

@@ -17,7 +17,12 @@ import (
 // service has such an address: without route_localnet on the bridge the kernel
 // drops what leaves it for there. Podman sets it for every published port.
 func (c *Control) localnet(s *service) {
-	name := s.spec.Network
+	for _, name := range s.kinds.networks() {
+		c.localnetOf(s, name)
+	}
+}
+
+func (c *Control) localnetOf(s *service, name string) {
 	bridge, known := c.localnets[name]
 	if !slices.ContainsFunc(s.endpoints, func(ep nft.Endpoint) bool {
 		return ep.Addr == netip.IPv4Unspecified() || ep.Addr.Is4() && ep.Addr.IsLoopback()

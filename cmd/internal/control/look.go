@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"sluice/podman"
@@ -74,7 +75,7 @@ func (c *Control) compare(s *service, now time.Time, r *replica, p podman.Replic
 	case !p.State.Live():
 		c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s does not run any more", r.name)})
 	case p.Addr4 != r.addr4.Addr() || p.Addr6 != r.addr6.Addr():
-		c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s is not on network %q any more at %s", r.name, s.spec.Network, r.any().Addr())})
+		c.step(s, now, policy.Died{Index: r.index, Detail: fmt.Sprintf("%s is not on network %s any more at %s", r.name, strings.Join(s.kinds.networks(), " or "), r.any().Addr())})
 	case p.State == podman.Paused:
 		c.halt(s, now, r)
 	case r.halted && p.State == podman.Running:

@@ -68,7 +68,7 @@ type replica struct {
 type service struct {
 	name      string
 	cfg       config.Service
-	spec      podman.Spec
+	kinds     kinds
 	policy    *policy.Service
 	log       zerolog.Logger
 	listeners []*listener
@@ -83,6 +83,7 @@ type service struct {
 	removed   bool                        // not configured any more: drain, then forget
 
 	shares     []policy.Share // as asked for last
+	percent    int            // of the slots for those of the canary
 	mappedAny  bool           // shares is what was asked for last
 	due        time.Time
 	wake       wake
@@ -107,19 +108,18 @@ type wake struct {
 	accepted, start, started, ready time.Time
 }
 
-func newService(cfg config.Service, log zerolog.Logger) *service {
-	spec := podmanSpec(cfg)
+func newService(cfg config.Service, k kinds, log zerolog.Logger) *service {
 	s := &service{
-		name: cfg.Name, cfg: cfg, spec: spec, heapIndex: -1,
+		name: cfg.Name, cfg: cfg, kinds: k, heapIndex: -1,
 		log:      log.With().Str("service", cfg.Name).Logger(),
 		replicas: map[int]*replica{}, held: map[uint64]held{},
 	}
-	s.policy = policy.New(policySpec(cfg, spec))
+	s.policy = policy.New(k.rules(cfg))
 	return s
 }
 
-// Rules are what the policy is told of a service.
-func Rules(cfg config.Service) policy.Spec { return policySpec(cfg, podmanSpec(cfg)) }
+// Rules are what the policy is told of a service, but for its canary.
+func Rules(cfg config.Service) policy.Spec { return policySpec(cfg, podmanSpec(cfg, cfg.Container)) }
 
 func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
 	p := policy.Spec{
@@ -148,8 +148,8 @@ func policySpec(cfg config.Service, spec podman.Spec) policy.Spec {
 	return p
 }
 
-func podmanSpec(cfg config.Service) podman.Spec {
-	k := cfg.Container
+// podmanSpec says how replicas are made by a container section.
+func podmanSpec(cfg config.Service, k *config.Container) podman.Spec {
 	if k == nil {
 		return podman.Spec{Service: cfg.Name}
 	}
@@ -248,12 +248,12 @@ func (s *service) carrying() (n int) {
 }
 
 // table says which slots the backends fill, on every address of the service.
-func (c *Control) table(s *service, shares []policy.Share) change {
+func (c *Control) table(s *service, shares []policy.Share, percent int) change {
 	leaves := !s.mappedAny // what an earlier run has put there is not known by index
 	for _, old := range s.shares {
 		leaves = leaves || !slices.ContainsFunc(shares, func(sh policy.Share) bool { return sh.Index == old.Index })
 	}
-	s.shares, s.mappedAny = shares, true
+	s.shares, s.percent, s.mappedAny = shares, percent, true
 	return c.slotted(s, leaves)
 }
 
@@ -296,23 +296,23 @@ func (s *service) holdBack() {
 // address of its family get none; without any the daemon serves that address.
 func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
 	var addrs []netip.AddrPort
-	var weights []int
+	var shares []policy.Share
 	if s.cfg.Forward == config.ForwardProxy {
 		return nil // every connection is the daemon's
 	}
 	for _, sh := range s.shares {
 		if a := s.replica(sh.Index).at(ep.Addr); a.IsValid() {
 			addrs = append(addrs, a)
-			weights = append(weights, sh.Weight)
+			shares = append(shares, sh)
 		}
 	}
-	for _, i := range s.spread(addrs, weights) {
+	for _, i := range s.spread(addrs, shares) {
 		slots = append(slots, addrs[i])
 	}
 	return slots
 }
 
-func (s *service) spread(addrs []netip.AddrPort, weights []int) []int {
+func (s *service) spread(addrs []netip.AddrPort, shares []policy.Share) []int {
 	if len(addrs) > 1 {
 		switch s.cfg.Balance {
 		case config.Maglev:
@@ -320,12 +320,12 @@ func (s *service) spread(addrs []netip.AddrPort, weights []int) []int {
 			for i, a := range addrs {
 				names[i] = a.String()
 			}
-			return policy.Consistent(names, weights)
+			return policy.DivideConsistent(names, shares, s.percent)
 		case config.LeastConnections:
-			return policy.Spread(weights, policy.LevelSize) // so that few slots change
+			return policy.Divide(shares, s.percent, policy.LevelSize) // so that few slots change
 		}
 	}
-	return policy.Spread(weights, policy.SlotCount(weights, nft.Classes()))
+	return policy.Divide(shares, s.percent, policy.DivideCount(shares, s.percent, nft.Classes()))
 }
 
 // kernel is what the table holds of an address of the service.

@@ -31,6 +31,7 @@ type ServiceStatus struct {
 	HandedOver uint64          `json:"handed_over"`
 	LastError  string          `json:"last_error"`
 	Backends   []BackendStatus `json:"backends"`
+	Canary     *CanaryStatus   `json:"canary,omitempty"`
 
 	Relaying   int    `json:"relaying"`    // relayed connections open now
 	FlowsTotal uint64 `json:"flows_total"` // since the daemon started
@@ -48,6 +49,7 @@ type BackendStatus struct {
 	State   string `json:"state"`
 	Flows   int    `json:"flows"`
 	Weight  int    `json:"weight"`
+	Canary  bool   `json:"canary,omitempty"`
 
 	FlowsTotal uint64 `json:"flows_total"`
 	Traffic
@@ -165,11 +167,15 @@ func (c *Control) status(s *service) ServiceStatus {
 	if v.Err != nil {
 		st.LastError = v.Err.Error()
 	}
+	st.Canary = c.canary(s, v)
+	if st.LastError == "" && v.Trial != nil {
+		st.LastError = "canary: " + v.Trial.Error()
+	}
 	load := c.load(s)
 	st.FlowsTotal, st.Traffic = load.New, s.counts.status()
 	st.RelayedIn, st.RelayedOut = s.counts.relayedIn, s.counts.relayedOut
 	for _, b := range v.Backends {
-		bs := BackendStatus{Name: s.backendName(b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight}
+		bs := BackendStatus{Name: s.backendName(b.Index), State: b.State.String(), Flows: load.Flows[b.Index], Weight: b.Weight, Canary: b.Canary}
 		if r := s.replicas[b.Index]; r != nil && r.known() {
 			bs.Address = r.any().String()
 		}

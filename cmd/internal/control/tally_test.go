@@ -48,8 +48,8 @@ func TestTally(t *testing.T) {
 			Backend: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 88, 0, last}), 8080),
 		}
 	}
-	web := newService(config.Service{Name: "web"}, zerolog.Nop())
-	api := newService(config.Service{Name: "api"}, zerolog.Nop())
+	web := newService(config.Service{Name: "web"}, kinds{}, zerolog.Nop())
+	api := newService(config.Service{Name: "api"}, kinds{}, zerolog.Nop())
 	look := func(s *service, index int, b conntrack.Backend) { c.tally(s, s.replica(index), b, f.of[b]) }
 	want := func(step string, s *service, flows, bytes uint64, replicas map[int]uint64) {
 		t.Helper()
