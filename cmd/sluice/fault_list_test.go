@@ -24,17 +24,18 @@ import (
 type faultGroup struct {
 	name    string
 	relayed bool
+	small   bool // Podman's storage
 	faults  []fault
 }
 
 // faultGroups are suffered by a stage each, one fault after the other.
 func faultGroups() []faultGroup {
 	return []faultGroup{
-		{"podman", true, podmanFaults()},
-		{"container", false, containerFaults()},
-		{"kernel", false, kernelFaults()},
-		{"daemon", false, daemonFaults()},
-		{"full", false, fullFaults()},
+		{name: "podman", relayed: true, faults: podmanFaults()},
+		{name: "container", faults: containerFaults()},
+		{name: "kernel", faults: kernelFaults()},
+		{name: "daemon", faults: daemonFaults()},
+		{name: "full", small: true, faults: fullFaults()},
 	}
 }
 
@@ -261,6 +262,17 @@ func fromWarm(c contact, b *blow) bool {
 
 func fullFaults() []fault {
 	return []fault{
+		{name: "podman's disk full for 2 s", prepare: func(t *testing.T, s *stage) {
+			s.inPodman(t, "! dd if=/dev/zero of=graph/fill bs=64k 2>/dev/null") // until it is
+		}, early: true, strike: func(t *testing.T, s *stage, b *blow) {
+			for _, name := range []string{inCold, inWaking} {
+				s.d.waitFrom(t, b.log, func(l line) bool {
+					return l.field("service") == name && strings.Contains(l.text, "no space left on device")
+				})
+			}
+			s.last(2 * time.Second)
+			s.inPodman(t, "rm graph/fill")
+		}},
 		{name: "conntrack's table full for 2 s", early: true, prepare: func(t *testing.T, s *stage) {
 			const spare = 300 // for what goes on meanwhile
 			s.fill(t, s.room(t)-spare)
@@ -277,6 +289,27 @@ func fullFaults() []fault {
 			s.Host.Run(t, "conntrack", "-D", "--orig-dst", fillAddr)
 		}},
 	}
+}
+
+// inPodman runs a shell command where Podman is, in its directory.
+func (s *stage) inPodman(t *testing.T, script string) {
+	t.Helper()
+	cmd := s.pod.Command(t.Context(), "sh", "-ec", "cd "+filepath.Dir(s.pod.Socket())+"; "+script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+}
+
+// shrink moves Podman's storage to a disk of its own that is soon full.
+func (s *stage) shrink(t *testing.T) {
+	t.Helper()
+	s.pod.StopService(t)
+	s.inPodman(t, `mkdir small
+mount -t tmpfs -o size=64m tmpfs small
+cp -a graph/. small/
+mount --move small graph
+rmdir small`)
+	s.pod.StartService(t)
 }
 
 const fillAddr = "192.0.2.99"

@@ -46,9 +46,12 @@ func stageAddr(service string) string {
 
 // newStage brings up the services that stay as they are for many faults: warm
 // and draining. The others are put to sleep again after each.
-func newStage(t *testing.T, relayed bool) *stage {
+func newStage(t *testing.T, relayed, small bool) *stage {
 	t.Helper()
 	s := &stage{host: newHost(t)}
+	if small {
+		s.shrink(t)
+	}
 	addrs := map[string]string{}
 	for _, name := range stagePhases() {
 		addrs[name] = stageAddr(name) + ":80"

@@ -185,7 +185,7 @@ func TestFaults(t *testing.T) {
 	for _, group := range faultGroups() {
 		t.Run(group.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStage(t, group.relayed)
+			s := newStage(t, group.relayed, group.small)
 			for _, f := range group.faults {
 				s.endure(t, f, table)
 			}

@@ -49,7 +49,7 @@ func TestSoak(t *testing.T) {
 	}
 	table := &cells{}
 	t.Cleanup(func() { t.Log(table) })
-	s := newStage(t, true)
+	s := newStage(t, true, false)
 	var pid int
 	var life []footing // of one daemon
 	for end := time.Now().Add(last); time.Now().Before(end) && !t.Failed(); {
