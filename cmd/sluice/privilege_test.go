@@ -50,7 +50,7 @@ func TestPrivileges(t *testing.T) {
 func TestQuadlet(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	etc := shortDir(t)
+	etc, state := shortDir(t), shortDir(t)
 	config := filepath.Join(etc, "sluice.toml")
 	if err := os.Rename(h.configure(t, everything(h, t)), config); err != nil {
 		t.Fatal(err)
@@ -83,6 +83,7 @@ func TestQuadlet(t *testing.T) {
 	place := map[string]string{
 		"/etc/sluice:/etc/sluice:ro":                      etc + ":" + etc + ":ro",
 		"/run/sluice:/run/sluice":                         h.dir + ":" + h.dir,
+		"/var/lib/sluice:/var/lib/sluice":                 state + ":" + h.state(),
 		"/run/podman/podman.sock:/run/podman/podman.sock": sockets + ":" + sockets,
 		"seccomp=/etc/sluice/seccomp.json":                "seccomp=" + profile,
 	}

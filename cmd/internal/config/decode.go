@@ -19,9 +19,8 @@ type place struct {
 
 func (p place) String() string { return fmt.Sprintf("%s:%d", p.file, p.line) }
 
-// decode makes one configuration of all files, holds them against each other,
-// and refuses what gates say.
-func decode(r *report, files []source, gates []gate) (*Config, error) {
+// decode makes one configuration of all files and holds them against each other.
+func decode(r *report, files []source) (*Config, error) {
 	c := &Config{Daemon: defaultDaemon()}
 	daemon := map[string]place{}
 	services := map[string]place{}
@@ -58,11 +57,9 @@ func decode(r *report, files []source, gates []gate) (*Config, error) {
 			}
 			services[name] = place{f.name, t.line}
 
-			from := len(r.errs)
 			s := defaultService(name)
 			listens = append(listens, decodeService(t, &s)...)
 			t.unknown(t)
-			refuse(t, &s, gates, r.errs[from:])
 			c.Services = append(c.Services, s)
 		}
 	}

@@ -3,9 +3,7 @@
 //
 // Everything is strict. An unknown key, a value of the wrong type or out of
 // range, an address that two services claim: each is an error that names file,
-// line and key, and says what to do. All problems are reported in one pass. A
-// key that is valid but that this version does not act on yet is refused too,
-// with "not supported yet", so that no setting is ever silently ignored.
+// line and key, and says what to do. All problems are reported in one pass.
 //
 // reference.toml lists every key with its meaning and default, minimal.toml
 // the few that a service needs. A few rules are not visible there:

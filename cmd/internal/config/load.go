@@ -19,7 +19,7 @@ func Load(path string) (*Config, error) {
 	l := loader{report: report{order: map[string]int{}}}
 	l.read(path)
 	l.readDir(filepath.Join(filepath.Dir(path), "conf.d"))
-	return decode(&l.report, l.files, unbuilt())
+	return decode(&l.report, l.files)
 }
 
 type loader struct {

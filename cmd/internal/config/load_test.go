@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -156,42 +155,14 @@ func TestReferenceIsComplete(t *testing.T) {
 	}
 }
 
-// Each gate is hit by the reference with everything in force, and only by it.
-func TestUnbuilt(t *testing.T) {
+// What stands behind "#" in the reference is valid.
+func TestReferenceInForce(t *testing.T) {
 	t.Parallel()
-	text := inForce(t)
-	_, errs := loadText(t, map[string]string{"sluice.toml": text})
-	var got []string
-	for line := range strings.Lines(errs) {
-		m := regexp.MustCompile(`^sluice\.toml:\d+: service\.web\.(\S+): (.* is )?not supported yet: (use|remove) `).FindStringSubmatch(line)
-		if m == nil {
-			t.Errorf("unexpected error: %s", line)
-			continue
-		}
-		got = append(got, m[1])
-	}
-	var want []string
-	for _, g := range unbuilt() {
-		want = append(want, g.key)
-	}
-	slices.Sort(got)
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("refused %v, want %v", got, want)
-	}
-
-	// What is refused today is understood all the same.
-	l := loader{report: report{order: map[string]int{}}}
-	l.parse("sluice.toml", []byte(text))
-	c, err := decode(&l.report, l.files, nil)
-	if err != nil {
-		t.Fatalf("without gates: %v", err)
-	}
-	s := c.Services[0]
-	if s.Canary == nil || s.Canary.Percent != 10 || len(s.Backends) != 2 || len(s.Listen) != 3 || !s.Listen[2].Wildcard() ||
+	s := mustLoad(t, inForce(t)).Services[0]
+	if s.Canary == nil || s.Canary.Percent != 10 || s.Canary.Container.Port != 80 || len(s.Backends) != 2 || len(s.Listen) != 3 || !s.Listen[2].Wildcard() ||
 		s.Scale.StopAfter != time.Hour || s.Allow[0] != netip.MustParsePrefix("198.51.100.0/24") ||
 		s.Backends[0].Addr != netip.MustParseAddrPort("10.1.2.3:5432") || s.Backends[1].SRV != "_pg._tcp.example.org" {
-		t.Errorf("without gates: %+v", s)
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -432,7 +403,7 @@ func FuzzLoad(f *testing.F) {
 		lines := strings.Count(string(data), "\n") + 1
 		l := loader{report: report{order: map[string]int{}}}
 		l.parse("f.toml", data)
-		c, err := decode(&l.report, l.files, unbuilt())
+		c, err := decode(&l.report, l.files)
 		if err == nil {
 			if c == nil {
 				t.Fatal("neither a configuration nor an error")

@@ -50,18 +50,6 @@ func (n *node) noun() string {
 	}
 }
 
-// at returns the value below n that a dotted path of bare keys names, nil
-// when there is none.
-func (n *node) at(path string) *node {
-	for key := range strings.SplitSeq(path, ".") {
-		if n == nil {
-			return nil
-		}
-		n = n.sub[key]
-	}
-	return n
-}
-
 // parse reads one file. The error, if any, has a line.
 func parse(file string, data []byte) (*node, error) {
 	if err := sound(data); err != nil {
