@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -157,6 +158,25 @@ func (d *Daemon) Wait(t testenv.TB, from int, what string, ok func(Line) bool) L
 // Event is true of the log line of an event of a service.
 func Event(service, kind string) func(Line) bool {
 	return func(l Line) bool { return l.Service == service && l.Event == kind }
+}
+
+// Worked returns the processor time that the daemon has used, to a hundredth of
+// a second.
+func (d *Daemon) Worked(t testenv.TB) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.PID()))
+	var user, system int64
+	if err == nil {
+		// Behind the name, which may hold anything, utime and stime are the
+		// twelfth and thirteenth (proc_pid_stat(5)).
+		f := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+		_, err = fmt.Sscan(string(bytes.Join(f[11:13], []byte(" "))), &user, &system)
+	}
+	if err != nil {
+		t.Fatalf("read the daemon's times: %v", err)
+	}
+	const tick = time.Second / 100 // USER_HZ
+	return time.Duration(user+system) * tick
 }
 
 // Memory returns the daemon's resident memory in bytes.
