@@ -214,7 +214,7 @@ func kernelFaults() []fault {
 			s.putRight(t, b)
 		}},
 		{name: "element deleted by hand", first: true, strike: func(t *testing.T, s *stage, b *blow) {
-			s.nft(t, fmt.Sprintf(`delete element inet sluice first4 { %s . tcp . 80 }
+			s.nft(t, fmt.Sprintf(`delete element inet sluice rest4 { %s . tcp . 80 }
 delete element inet sluice first4 { %s . tcp . 80 }
 delete element inet sluice known4 { %s . tcp . 80 }
 delete element inet sluice cold4 { %s . tcp . 80 }`,
