@@ -131,10 +131,10 @@ func (c *Control) hold(s *service, now time.Time, h held) {
 	if s.patient() && len(s.held) == spokenMost {
 		c.arm(s, s.mode)
 	}
-	if s.wake.accepted.IsZero() {
+	phase, queued := s.policy.Phase(), 0
+	if phase == policy.Cold || phase != policy.Warm && s.wake.accepted.IsZero() {
 		s.wake.accepted = h.at
 	}
-	phase, queued := s.policy.Phase(), 0
 	if phase != policy.Warm { // then the queue is no load that nobody serves
 		queued = s.queued()
 	}

@@ -19,6 +19,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	switch n.Kind {
 	case policy.NoteWaking:
 		text = fmt.Sprintf("waking, %d wanted", n.N)
+		s.wake = wake{accepted: s.wake.accepted} // without what replicas that came while it was warm have left
 		c.opt.Record.Decision("wake")
 	case policy.NoteWarm:
 		c.warm(s, now)
