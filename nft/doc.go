@@ -103,7 +103,8 @@
 // in particular not packet mark 0x2000 and conntrack mark 0x1000, which are
 // netavark's. The NAT chains come before priority -100: the first chain that
 // binds a flow wins. A drop in another table wins over the accept in this one.
-// No rule is ever put into another table.
+// No rule is ever put into another table but that of a [Hold], which decides
+// nothing and ends with its process.
 //
 // Masquerading clients at 127.0.0.0/8 works only if route_localnet is set on
 // the device towards the backend. The kernel cannot translate ::1 at all: a
