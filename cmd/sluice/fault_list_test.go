@@ -214,11 +214,19 @@ func kernelFaults() []fault {
 			s.putRight(t, b)
 		}},
 		{name: "element deleted by hand", first: true, strike: func(t *testing.T, s *stage, b *blow) {
-			s.nft(t, fmt.Sprintf(`delete element inet sluice rest4 { %s . tcp . 80 }
-delete element inet sluice first4 { %s . tcp . 80 }
-delete element inet sluice known4 { %s . tcp . 80 }
-delete element inet sluice cold4 { %s . tcp . 80 }`,
-				stageAddr(inWarm), stageAddr(inDraining), stageAddr(inWaking), stageAddr(inCold)))
+			done := 0
+			for _, of := range []string{
+				"first4 { %s . tcp . 80 }", "rest4 { %s . tcp . 80 }", "spread4 { %s . tcp . 80 }", "known4 { %s . tcp . 80 }", "cold4 { %s . tcp . 80 }",
+			} { // a service is in some of them, by the number of its replicas
+				for _, name := range stagePhases() {
+					if s.Host.Command(context.Background(), "nft", "delete element inet sluice "+fmt.Sprintf(of, stageAddr(name))).Run() == nil {
+						done++
+					}
+				}
+			}
+			if done < len(stagePhases()) {
+				t.Errorf("%d elements deleted", done)
+			}
 			s.putRight(t, b)
 		}},
 		{name: "element added by hand", first: true, promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
@@ -245,7 +253,18 @@ add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
 			}()
 			s.strangers(t, 40_000)() // an event each to begin and to end
 		}},
-		{name: "conntrack entries deleted by hand", promise: fromWarm, strike: func(t *testing.T, s *stage, b *blow) {
+		{name: "conntrack entries deleted by hand", promise: fromAwake, after: func(s *stage) {
+			// What the kernel takes up again of a connection that was handed over
+			// lacks its offset, and is no end to it that the other side knows.
+			for _, name := range []string{inCold, inWaking} {
+				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
+			}
+		}, strike: func(t *testing.T, s *stage, b *blow) {
+			for _, name := range stagePhases() {
+				if s.status(t, name).Phase == "warm" {
+					b.hit[name] = true
+				}
+			}
 			for _, name := range stagePhases() {
 				// Exit code 1 if there is none.
 				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
@@ -255,10 +274,8 @@ add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
 	}
 }
 
-// fromWarm: connections of services that are awake.
-func fromWarm(c contact, b *blow) bool {
-	return (c.service == inWarm || c.service == inDraining) && inGap(c, b)
-}
+// fromAwake: connections of services that were awake.
+func fromAwake(c contact, b *blow) bool { return b.hit[c.service] && inGap(c, b) }
 
 func fullFaults() []fault {
 	return []fault{

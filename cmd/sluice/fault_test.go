@@ -23,6 +23,8 @@ type fault struct {
 	// prepare makes ready for it, before there are clients at the services that
 	// sleep. With it the fault is too slow for the soak.
 	prepare func(t *testing.T, s *stage)
+	// after clears away what is left when the clients have gone; nil for nothing.
+	after func(s *stage)
 	// strike makes it go wrong. It may undo it after a while; what it leaves is
 	// for the daemon to put right.
 	strike func(t *testing.T, s *stage, b *blow)
@@ -33,7 +35,7 @@ type fault struct {
 // A blow is one time that a fault happens.
 type blow struct {
 	from, to time.Time       // what happens between may be lost, if the promise says so
-	hit      map[string]bool // containers that were hit, by id
+	hit      map[string]bool // containers that were hit, by id, or services
 	log      int             // where the log was before
 }
 
@@ -119,6 +121,9 @@ func (s *stage) endure(t *testing.T, f fault, table *cells) {
 	s.judge(t, f, b, began, table)
 	s.quiet(t, f, b)
 
+	if f.after != nil {
+		f.after(s)
+	}
 	s.asleepAgain(t, inCold)
 	s.asleepAgain(t, inWaking)
 	if !s.isDraining(s.status(t, inDraining)) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -331,5 +332,5 @@ func (c *crowd) bulk(ctx context.Context, service string) {
 func (c contact) lost() bool {
 	return errors.Is(c.err, syscall.ECONNRESET) || errors.Is(c.err, syscall.ECONNREFUSED) ||
 		errors.Is(c.err, syscall.EPIPE) || errors.Is(c.err, syscall.EHOSTUNREACH) || errors.Is(c.err, io.ErrUnexpectedEOF) ||
-		errors.Is(c.err, context.DeadlineExceeded)
+		errors.Is(c.err, context.DeadlineExceeded) || errors.Is(c.err, os.ErrDeadlineExceeded)
 }

@@ -111,6 +111,13 @@ func choose(r *rand.Rand, list []fault) fault {
 				b.log = 0
 			}
 		},
+		after: func(s *stage) {
+			for _, f := range some {
+				if f.after != nil {
+					f.after(s)
+				}
+			}
+		},
 		promise: func(c contact, _ *blow) bool {
 			for i, x := range blows {
 				if p := some[i].promise; p != nil && p(c, x) {
