@@ -129,7 +129,7 @@ type arrival struct {
 // parse walks the control messages. A malformed one ends it: the kernel makes
 // none.
 func parse(oob []byte) (a arrival) {
-	for len(oob) > 0 {
+	for len(oob) >= unix.SizeofCmsghdr { // less is looked at before it is refused
 		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
 			return a
