@@ -39,7 +39,10 @@ func flagsFirst(app *cli.App, args []string) []string {
 			i++
 			continue
 		}
-		n := min(width(cmd.Flags, args[i]), len(args)-i)
+		n := width(cmd.Flags, args[i])
+		if n > len(args)-i {
+			return args // its value is missing, which the flag package says
+		}
 		out = append(out, args[i:i+n]...)
 		i += n
 	}

@@ -20,7 +20,11 @@ func checkCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "%s: ok, %d services\n", c.String("config"), len(cfg.Services))
+			what := "services"
+			if len(cfg.Services) == 1 {
+				what = "service"
+			}
+			_, err = fmt.Fprintf(c.App.Writer, "%s: ok, %d %s\n", c.String("config"), len(cfg.Services), what)
 			return err
 		},
 	}

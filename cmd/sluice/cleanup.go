@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -23,7 +24,7 @@ func cleanupCommand() *cli.Command {
 		Name:  "cleanup",
 		Usage: "remove the table and, with --containers, the replicas; needs neither daemon nor configuration",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "containers", Usage: "stop and remove all replicas too, and forget verdicts on canaries"},
+			&cli.BoolFlag{Name: "containers", DisableDefaultText: true, Usage: "stop and remove all replicas too, and forget verdicts on canaries"},
 			&cli.StringFlag{Name: "podman", Usage: "`URI` of Podman (default: daemon.podman of the configuration)"},
 		},
 		Action: func(c *cli.Context) error {
@@ -31,8 +32,11 @@ func cleanupCommand() *cli.Command {
 				return err
 			}
 			uri, state := podman.DefaultURI, config.DefaultState
-			if cfg, err := config.Load(c.String("config")); err == nil {
+			cfg, err := config.Load(c.String("config"))
+			if err == nil {
 				uri, state = cfg.Daemon.Podman, cfg.Daemon.State
+			} else if _, gone := os.Stat(c.String("config")); gone == nil {
+				fmt.Fprintf(c.App.ErrWriter, "sluice: cleanup: the defaults of [daemon] are used, for the configuration cannot be read: %s\n", oneLine(err))
 			}
 			if c.IsSet("podman") {
 				uri = c.String("podman")

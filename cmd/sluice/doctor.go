@@ -18,7 +18,7 @@ func doctorCommand() *cli.Command {
 		Usage: "look whether this host is fit, and say what to change",
 		Description: "Changes nothing. Exit code 1 if something keeps a service from working;\n" +
 			"warnings do not count.",
-		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"}},
+		Flags: []cli.Flag{outputFlag()},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 0); err != nil {
 				return err

@@ -69,7 +69,16 @@ func errorAs[T error](err error) (t T, ok bool) {
 
 func newApp(stdout, stderr io.Writer) *cli.App {
 	usage := func(c *cli.Context, err error, _ bool) error {
-		return usageError{fmt.Errorf("%w: see '%s --help'", err, c.App.HelpName)}
+		name := c.Command.HelpName
+		if name == "" { // a flag before the command
+			name = c.App.HelpName
+		}
+		for _, f := range c.App.Flags {
+			if n := f.Names()[0]; strings.HasSuffix(err.Error(), "not defined: -"+n) {
+				return usageError{fmt.Errorf("--%s goes before the command: see 'sluice --help'", n)}
+			}
+		}
+		return usageError{fmt.Errorf("%w: see '%s --help'", err, name)}
 	}
 	app := &cli.App{
 		Name:            "sluice",
@@ -92,7 +101,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), checkCommand(), statusCommand(), eventsCommand(),
-			scaleCommand(), wakeCommand(), drainCommand(), canaryCommand(), reloadCommand(), simulateCommand(), doctorCommand(), cleanupCommand(), versionCommand(),
+			wakeCommand(), scaleCommand(), canaryCommand(), drainCommand(), reloadCommand(),
+			simulateCommand(), doctorCommand(), cleanupCommand(), versionCommand(),
 		},
 	}
 	for _, c := range app.Commands {
@@ -109,20 +119,36 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 // arguments checks how many arguments a command was given.
 func arguments(c *cli.Context, least, most int) error {
 	if n := c.NArg(); n < least || n > most {
-		return usageError{fmt.Errorf("usage: sluice %s %s", c.Command.Name, c.Command.ArgsUsage)}
+		return usageError{fmt.Errorf("usage: %s %s", c.Command.HelpName, c.Command.ArgsUsage)}
 	}
 	return nil
 }
 
 // client returns a client of the daemon: at --admin, else where the
-// configuration says, else at the default.
+// configuration says, else at the default. Who then finds no daemon is told
+// where it was looked for and why there.
 func client(c *cli.Context) *admin.Client {
-	path := c.String("admin")
-	if path == "" {
-		path = defaultAdmin
-		if cfg, err := config.Load(c.String("config")); err == nil {
-			path = cfg.Daemon.Admin
-		}
+	if path := c.String("admin"); path != "" {
+		return admin.Dial(path)
 	}
-	return admin.Dial(path)
+	cfg, err := config.Load(c.String("config"))
+	if err != nil {
+		return admin.Dial(defaultAdmin).Hint("that is the default, for the configuration cannot be read: " + oneLine(err))
+	}
+	return admin.Dial(cfg.Daemon.Admin).Hint("is 'sluice run' running, with the same daemon.admin")
+}
+
+// oneLine is the first line of an error, and how many more there are.
+func oneLine(err error) string {
+	text := strings.TrimSpace(err.Error())
+	first, rest, more := strings.Cut(text, "\n")
+	if !more {
+		return first
+	}
+	return fmt.Sprintf("%s (and %d more: see 'sluice check')", first, strings.Count(rest, "\n")+1)
+}
+
+// outputFlag is how a command's result is printed.
+func outputFlag() cli.Flag {
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT`: table or json"}
 }

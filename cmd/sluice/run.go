@@ -36,7 +36,7 @@ func runCommand() *cli.Command {
 		Name:  "run",
 		Usage: "run the daemon",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "replace", Usage: "take over from the running daemon, if there is one, without a gap"},
+			&cli.BoolFlag{Name: "replace", DisableDefaultText: true, Usage: "take over from the running daemon, if there is one, without a gap"},
 		},
 		Description: "Runs until SIGTERM or SIGINT. Flows, table and containers outlive it:\n" +
 			"the next run adopts them. 'sluice cleanup' removes them.",

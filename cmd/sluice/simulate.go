@@ -21,7 +21,7 @@ func simulateCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "simulate",
 		Usage: "show what a service would do under a load, without a container or a connection",
-		Description: `The load is a recorded TRACE ("-": standard input), or a shape. A trace is one of
+		Description: `The load is a recorded trace, or a shape. A trace is one of
 
    time,rate,duration        from this time on so many new flows per second, of
    0,2.5,30                  this duration
@@ -35,19 +35,19 @@ or what 'conntrack -E -o timestamp -p tcp --orig-port-dst 80' prints.
 The result is repeatable: it depends on the load, the seed and the options alone.`,
 		ArgsUsage: "SERVICE",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "trace", Usage: "read the load from `FILE`"},
-			&cli.StringFlag{Name: "shape", Usage: "make up a load: " + strings.Join(simulate.Shapes(), ", ")},
+			&cli.StringFlag{Name: "trace", Usage: "read the load from `FILE`, or standard input if it is -"},
+			&cli.StringFlag{Name: "shape", Usage: "make up a load of this `SHAPE`: " + strings.Join(simulate.Shapes(), ", ")},
 			&cli.Float64Flag{Name: "rate", Value: 10, Usage: "new flows per second at the top of the shape"},
 			&cli.DurationFlag{Name: "duration", Value: 10 * time.Second, Usage: "of a flow of the shape"},
-			&cli.DurationFlag{Name: "length", Usage: "of what is simulated (default: that of the trace; 10m of a shape)"},
-			&cli.BoolFlag{Name: "random", Usage: "rates and durations are averages: flows begin and end by chance"},
+			&cli.DurationFlag{Name: "length", DefaultText: "that of the trace; 10m of a shape", Usage: "of what is simulated"},
+			&cli.BoolFlag{Name: "random", DisableDefaultText: true, Usage: "rates and durations are averages: flows begin and end by chance"},
 			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "of all chance"},
-			&cli.DurationFlag{Name: "tick", Usage: "one line for each (default: a sixtieth of the length, at least 1s)"},
+			&cli.DurationFlag{Name: "tick", DefaultText: "a sixtieth of the length, at least 1s", Usage: "one line for each"},
 			&cli.DurationFlag{Name: "start-time", Value: simulate.DefaultStart, Usage: "of a container made anew, until it accepts"},
 			&cli.DurationFlag{Name: "prepared-time", Value: simulate.DefaultPrepared, Usage: "of one that was prepared"},
 			&cli.DurationFlag{Name: "thaw-time", Value: simulate.DefaultThaw, Usage: "of one that was paused"},
 			&cli.DurationFlag{Name: "boot-time", Usage: "what the program needs on top of the first two, until its check succeeds"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"},
+			outputFlag(),
 		},
 		Action: simulateService,
 	}

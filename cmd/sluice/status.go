@@ -16,7 +16,7 @@ import (
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "show services and backends", ArgsUsage: "[SERVICE]",
-		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"}},
+		Flags: []cli.Flag{outputFlag()},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 1); err != nil {
 				return err
@@ -79,7 +79,7 @@ func statusTable(w io.Writer, st control.Status) error {
 func eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "events", Usage: "follow what happens",
-		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table or json"}},
+		Flags: []cli.Flag{outputFlag()},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 0); err != nil {
 				return err

@@ -173,18 +173,25 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
 // Client talks to the daemon.
 type Client struct {
 	path string
+	hint string
 	http *http.Client
 }
 
 // Dial returns a client of the socket at path. It does not connect yet.
 func Dial(path string) *Client {
-	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+	return &Client{path: path, hint: "is 'sluice run' running, and is --admin right", http: &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
 		},
 	}}}
+}
+
+// Hint makes text what is said if nobody answers at the socket.
+func (c *Client) Hint(text string) *Client {
+	c.hint = text
+	return c
 }
 
 func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
@@ -199,7 +206,11 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 		}
 		var op *net.OpError
 		if errors.As(err, &op) {
-			return nil, fmt.Errorf("daemon not reached at %s (%w): is 'sluice run' running, and is --admin right", c.path, op.Err)
+			hint := c.hint
+			if errors.Is(err, os.ErrPermission) {
+				hint = "run this as root"
+			}
+			return nil, fmt.Errorf("daemon not reached at %s (%w): %s", c.path, op.Err, hint)
 		}
 		return nil, fmt.Errorf("daemon at %s: %w", c.path, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -41,7 +42,7 @@ const (
 //   - poisson is constant on average and random.
 func Shape(name string, rate float64, last, length time.Duration) (*Curve, error) {
 	if !slices.Contains(Shapes(), name) {
-		return nil, fmt.Errorf("no shape %q: one of %v", name, Shapes())
+		return nil, fmt.Errorf("no shape %q: one of %s", name, strings.Join(Shapes(), ", "))
 	}
 	if !(rate > 0 && rate <= maxRate) {
 		return nil, fmt.Errorf("rate %v: want more than 0 and at most %v new flows per second", rate, maxRate)

@@ -286,7 +286,7 @@ func TestShapes(t *testing.T) {
 		last, length time.Duration
 		want         string
 	}{
-		{"square", 1, 0, length, `no shape "square": one of [constant`},
+		{"square", 1, 0, length, `no shape "square": one of constant`},
 		{"sine", 0, 0, length, "rate 0: want more than 0"},
 		{"sine", 1e7, 0, length, "rate 1e+07: want"},
 		{"sine", 1, -1, length, "duration -1ns: want"},
