@@ -189,7 +189,7 @@ func describe() layout {
 
 	// What most packets need least is asked first: each expression costs, and
 	// each packet of each flow through the host comes by.
-	rawOut.add(packetMark(), notrack(), accept())
+	rawOut.add(packetMark(), isTCP(), notrack(), accept()) // datagrams with the mark are to be translated
 	guard.add(noCTState(expr.CtStateBitINVALID), accept())
 	for _, c := range []*chain{&forward, &out} {
 		c.add(noCTMark(), accept())

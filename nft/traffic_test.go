@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -291,6 +292,43 @@ func TestHairpin(t *testing.T) {
 	// A backend's traffic of its own is none of our business.
 	if got := dial(t, b[1].NS, "tcp", netip.AddrPortFrom(b[0].Addr4, 8080).String()).answer; got.from.Addr() != b[1].Addr4 {
 		t.Errorf("backend to backend: saw %s, want %s", got.from, b[1].Addr4)
+	}
+}
+
+// TestMarkedDatagrams: datagrams that the daemon passes on with its packet mark
+// are translated like any, and masqueraded; the mark spares TCP alone the tracking.
+func TestMarkedDatagrams(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	apply(t, l.table, map[nft.Endpoint]*nft.Service{
+		udp("192.0.2.10:80"):     l.to4(0),
+		udp("[2001:db8::10]:80"): l.to6(0),
+	})
+	for addr, seen := range map[string]netip.Addr{"192.0.2.10:80": l.net.Addr4, "[2001:db8::10]:80": l.net.Addr6} {
+		c, err := l.Host.DialFrom(t.Context(), netip.AddrPort{}, "udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cerr := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, nft.PacketMark)
+		}); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		buf := make([]byte, 64)
+		n := 0
+		if _, err = c.Write([]byte("?")); err == nil {
+			n, err = c.Read(buf)
+		}
+		name, from, _ := strings.Cut(strings.TrimSpace(string(buf[:n])), " ")
+		if p, perr := netip.ParseAddrPort(from); err != nil || perr != nil || name != "b0" || p.Addr().Unmap() != seen {
+			t.Errorf("%s: %q answered and saw %q, %v, want b0 and %s", addr, name, from, err, seen)
+		}
 	}
 }
 
