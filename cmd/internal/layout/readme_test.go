@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,7 +13,9 @@ import (
 
 var (
 	block = regexp.MustCompile("(?s)```toml\n(.*?)```")
-	entry = regexp.MustCompile(`(?m)^(?:\[([a-z.]+)\]|([a-z_]+) *=)`)
+	// A "#" stands before what is shown but not in force, and no space after it.
+	entry = regexp.MustCompile(`(?m)^#?(?:\[\[?([a-z.]+)\]|([a-z_]+) *=)`)
+	named = regexp.MustCompile(`^service\.[a-z]+`)
 )
 
 // TestReadmeConfiguration: what the README shows is a configuration that works,
@@ -56,12 +59,52 @@ func TestReadmeConfiguration(t *testing.T) {
 	}
 }
 
-// keys finds the keys of a configuration, with their tables.
+// TestReadmePackages: the README tells where all code is, and of none that has
+// gone.
+func TestReadmePackages(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join("..", "..", "..")
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := bytes.Cut(readme, []byte("\n## The code\n"))
+	shown := map[string]bool{}
+	for _, m := range regexp.MustCompile("`([a-z/]+)/`").FindAllSubmatch(text, -1) {
+		shown[string(m[1])] = true
+	}
+	delete(shown, "cmd/internal")
+	for dir, in := range map[string]string{".": "", "cmd": "cmd/", "cmd/internal": ""} {
+		entries, err := os.ReadDir(filepath.Join(root, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			name := in + e.Name()
+			files, err := filepath.Glob(filepath.Join(root, dir, e.Name(), "*.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(files) > 0 && !shown[name] {
+				t.Errorf("the README does not tell of %s/", name)
+			}
+			if len(files) > 0 {
+				delete(shown, name)
+			}
+		}
+	}
+	for name := range shown {
+		t.Errorf("the README tells of %s/, which there is not", name)
+	}
+}
+
+// keys finds the keys of a configuration, with their tables. All services are
+// one.
 func keys(toml []byte) map[string]bool {
 	found, table := map[string]bool{}, ""
 	for _, m := range entry.FindAllSubmatch(toml, -1) {
 		if len(m[1]) > 0 {
-			table = string(m[1]) + "."
+			table = named.ReplaceAllString(string(m[1]), "service.web") + "."
 			continue
 		}
 		found[table+string(m[2])] = true
