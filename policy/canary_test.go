@@ -343,3 +343,14 @@ func TestCanaryHeld(t *testing.T) {
 		t.Errorf("the canary was given %d of 100 held connections, want 20", got)
 	}
 }
+
+// TestDivideWeightless: what weighs nothing gets no slot on either side.
+func TestDivideWeightless(t *testing.T) {
+	t.Parallel()
+	shares := []Share{{Index: 1, Weight: 100}, {Index: 2}, {Index: 3, Weight: 100, Canary: true}, {Index: 4, Canary: true}}
+	for slot, i := range Divide(shares, 20, 10) {
+		if i == 1 || i == 3 {
+			t.Errorf("slot %d goes to %+v", slot, shares[i])
+		}
+	}
+}

@@ -304,3 +304,42 @@ func TestReplaceUnused(t *testing.T) {
 		w.failf("%+v", v)
 	}
 }
+
+// TestReplaceUnknown: while no load is known, and in a panic, the replicas that
+// stand in for older ones do not make the service want more.
+func TestReplaceUnknown(t *testing.T) {
+	t.Parallel()
+	for _, flows := range []int{0, 25} { // nothing reported; more than twice the target
+		spec := testSpec()
+		spec.Min, spec.Max = 2, 6
+		w := newWorld(t, spec)
+		w.calm()
+		w.flows[1], w.flows[2] = max(flows, 1), max(flows, 1)
+		if flows > 0 {
+			w.load()
+			w.calm()
+		}
+		want := w.s.View().Desired
+		spec.Hash = "b"
+		w.step(Configure{spec})
+		for again := true; again; {
+			again = w.ack()
+			for i := 1; i <= spec.Max+2; i++ {
+				if w.call[i] != "" {
+					w.finish(i, nil, false)
+					again = true
+				}
+				if w.probed[i] && w.up[i] && !w.healthy[i] {
+					w.health(i, true)
+					again = true
+				}
+			}
+			if v := w.s.View(); v.Desired > want {
+				w.failf("%d wanted, %d before replicas were replaced", v.Desired, want)
+			}
+		}
+		if w.states()[want+1] != Ready {
+			w.failf("nothing was replaced: %v", w.states())
+		}
+	}
+}

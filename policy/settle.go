@@ -78,7 +78,7 @@ func (s *Service) lateness() error {
 func (s *Service) decide() {
 	before := s.want
 	failed := s.now.Before(s.failedT)
-	ready, active := 0, false
+	ready, old, active := 0, 0, false
 	beside, ahead := 0, false // members that serve with, or instead of, the replicas
 	for _, b := range s.backends {
 		if b.member {
@@ -92,6 +92,9 @@ func (s *Service) decide() {
 		}
 		if b.state == Ready {
 			ready++
+			if s.outdated(b) {
+				old++
+			}
 		}
 		if b.state == Ready || b.state == DrainingFlows && !b.dead || b.state == Probing {
 			active = true
@@ -104,7 +107,9 @@ func (s *Service) decide() {
 		}
 		s.held = s.held[:0]
 	}
-	carried := max(ready-s.extra, min(ready, s.want)) // what both sides have too much is no sign of load
+	// What both sides have too much is no sign of load, nor is a replica that is
+	// ready beside the one it is to replace.
+	carried := max(ready-s.extra-min(old, ready-old), min(ready, s.want))
 	s.beside = beside
 	switch {
 	case failed && ready == 0, s.spec.Max == 0:

@@ -42,14 +42,19 @@ func has(capability int) bool {
 	return d[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
-// configure writes containers.conf, which replaces all of the machine's own,
-// and storage.conf.
-func (p *Podman) configure(l limits) error {
+// folders makes those that the configuration names.
+func (p *Podman) folders() error {
 	for _, d := range []string{"graph", "run", "tmp", "net", "vol"} {
 		if err := os.Mkdir(filepath.Join(p.dir, d), 0o700); err != nil {
 			return fmt.Errorf("make podman directory: %w", err)
 		}
 	}
+	return nil
+}
+
+// configure writes containers.conf, which replaces all of the machine's own,
+// and storage.conf.
+func (p *Podman) configure(l limits) error {
 	for name, text := range map[string]string{
 		"containers.conf": containersConf(p.dir, l),
 		"storage.conf":    fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", p.dir+"/graph", p.dir+"/run"),

@@ -43,7 +43,9 @@ read -r _ || :
 `
 
 // holder gives the instance its own /sys/fs/cgroup, /dev/shm (Podman's lock
-// file) and /run (network namespaces, runtime state, network lock), says so and
+// file) and /run (network namespaces, runtime state, network lock), keeps its
+// storage in memory, for Podman syncs what it writes many times a second and so
+// would make all instances wait for one disk, says so and
 // then only keeps these namespaces: overlay mounts of containers live in them
 // and outlast the service.
 const holder = `
@@ -57,6 +59,7 @@ mount -t cgroup2 "$name" /sys/fs/cgroup
 mount -t tmpfs "$name" /dev/shm
 mount -t tmpfs "$name" /run
 mkdir /run/netns /run/lock
+for d in graph run tmp; do mount -t tmpfs -o mode=700 "$name" "$dir/$d"; done
 echo "up $$"
 exec >&-
 exec sleep infinity

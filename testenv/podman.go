@@ -64,7 +64,11 @@ func NewPodman(t TB, host *NS) *Podman {
 		},
 	}}
 	t.Cleanup(func() { p.down(t) })
-	controllers, err := p.up()
+	err = p.folders()
+	var controllers []string
+	if err == nil {
+		controllers, err = p.up()
+	}
 	if err == nil {
 		err = p.configure(probe(controllers))
 	}

@@ -124,6 +124,16 @@ type line struct {
 
 func (l line) field(k string) string { return fmt.Sprint(l.fields[k]) }
 
+// stamp is when the daemon wrote the line, which may be read much later.
+func (l line) stamp(t *testing.T) time.Time {
+	t.Helper()
+	at, err := time.Parse(time.RFC3339Nano, l.field("time"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
 // start runs the daemon and waits until it is ready.
 func (h *host) start(t *testing.T, config string) *proc {
 	t.Helper()

@@ -128,7 +128,7 @@ func TestQuadlet(t *testing.T) {
 func containerLog(t *testing.T, pod *testenv.Podman, name string) string {
 	t.Helper()
 	path := strings.TrimSpace(pod.CLI(t, "inspect", "--format", "{{.HostConfig.LogConfig.Path}}", name))
-	b, err := os.ReadFile(path)
+	b, err := pod.Command(t.Context(), "cat", path).Output() // it lives in the instance's memory
 	if err != nil {
 		t.Fatal(err)
 	}

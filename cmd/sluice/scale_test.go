@@ -138,8 +138,8 @@ func TestDrainDeadline(t *testing.T) {
 	began := d.wait(t, event("drain"))
 	_, _ = io.Copy(io.Discard, conn) // until it is cut
 	end := d.wait(t, event("drained"))
-	if end.field("level") != "warn" || end.at.Sub(began.at) < 3*time.Second {
-		t.Errorf("cut after %s: %s", end.at.Sub(began.at), end.text)
+	if took := end.stamp(t).Sub(began.stamp(t)); end.field("level") != "warn" || took < 2500*time.Millisecond { // the first line may have been written late
+		t.Errorf("cut after %s: %s", took, end.text)
 	}
 	d.until(t, "sleep", asleep)
 }
