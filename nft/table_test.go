@@ -198,6 +198,118 @@ func TestReplace(t *testing.T) {
 	}
 }
 
+// earlier is what a process of the layout before plain services came first would
+// have left, as far as it concerns IPv4 and BACKEND0, BACKEND1.
+const earlier = `table inet sluice {
+	set known4 {
+		type ipv4_addr . inet_proto . inet_service
+		elements = { 192.0.2.10 . tcp . 80, 192.0.2.11 . tcp . 80 comment "affinity=5m0s flows=300",
+			192.0.2.12 . tcp . 80, 0.0.0.0 . tcp . 81, 192.0.2.13 . udp . 53 }
+	}
+	set cold4 { type ipv4_addr . inet_proto . inet_service; elements = { 192.0.2.13 . udp . 53 }; }
+	set backends4 {
+		type ipv4_addr . inet_proto . inet_service; flags timeout
+		elements = { BACKEND0 . tcp . 8080, BACKEND1 . tcp . 8080, 10.98.0.99 . tcp . 8080 timeout 1d }
+	}
+	set limited4 { type ipv4_addr . inet_proto . inet_service; elements = { 192.0.2.11 . tcp . 80 }; }
+	set sticky4 { type ipv4_addr . inet_proto . inet_service; elements = { 192.0.2.11 . tcp . 80 }; }
+	map first4 {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { 192.0.2.10 . tcp . 80 : BACKEND0 . 8080, 192.0.2.11 . tcp . 80 : BACKEND0 . 8080,
+			192.0.2.12 . tcp . 80 : BACKEND1 . 8080, 0.0.0.0 . tcp . 81 : BACKEND1 . 8080 }
+	}
+	map slots4-2 {
+		type ipv4_addr . inet_proto . inet_service . mark : ipv4_addr . inet_service
+		elements = { 192.0.2.10 . tcp . 80 . 0 : BACKEND0 . 8080, 192.0.2.10 . tcp . 80 . 1 : BACKEND1 . 8080,
+			192.0.2.11 . tcp . 80 . 0 : BACKEND0 . 8080, 192.0.2.11 . tcp . 80 . 1 : BACKEND1 . 8080,
+			0.0.0.0 . tcp . 81 . 0 : BACKEND1 . 8080, 0.0.0.0 . tcp . 81 . 1 : BACKEND0 . 8080 }
+	}
+	# nft cannot write what a lane is, numgen being an integer and slots marks.
+	chain rr-2-0 {
+		meta nfproto ipv4 ct mark set ct mark & 0x51ffffff | 0x51000000 dnat ip to ip daddr . meta l4proto . th dport map @first4
+		meta nfproto ipv4 ct mark set ct mark & 0x51ffffff | 0x51000000 dnat ip to ip daddr & 0.0.0.0 . meta l4proto . th dport map @first4
+	}
+	map spread4 {
+		type ipv4_addr . inet_proto . inet_service : verdict
+		elements = { 192.0.2.10 . tcp . 80 : jump rr-2-0, 192.0.2.11 . tcp . 80 : jump rr-2-0 }
+	}
+	map spread-any4 {
+		type ipv4_addr . inet_proto . inet_service : verdict
+		elements = { 0.0.0.0 . tcp . 81 : jump rr-2-0 }
+	}
+	chain local {
+		ip daddr & 0.0.0.0 . meta l4proto . th dport vmap @spread-any4
+		meta nfproto ipv4 ct mark set ct mark & 0x51ffffff | 0x51000000 dnat ip to ip daddr & 0.0.0.0 . meta l4proto . th dport map @first4
+	}
+	chain nat-prerouting {
+		type nat hook prerouting priority -105; policy accept;
+		ip daddr . meta l4proto . th dport vmap @spread4
+		meta nfproto ipv4 ct mark set ct mark & 0x51ffffff | 0x51000000 dnat ip to ip daddr . meta l4proto . th dport map @first4
+		ip daddr & 0.0.0.0 . meta l4proto . th dport @known4 fib daddr type local jump local
+	}
+	chain layout-0123456789abcdef-0123456789abcdef { }
+}
+`
+
+// TestEarlierLayout: services are carried over from a table of another layout,
+// and no flow to them is cut or goes astray meanwhile.
+func TestEarlierLayout(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 2)
+	if err := l.table.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b := l.net.Backends
+	text := strings.NewReplacer("BACKEND0", b[0].Addr4.String(), "BACKEND1", b[1].Addr4.String()).Replace(earlier)
+	l.Host.Run(t, "nft", "delete table inet sluice\n"+text)
+	addrs := []string{"192.0.2.10:80", "192.0.2.11:80", "192.0.2.12:80", "192.0.2.15:81"}
+	var old []*conn
+	for _, addr := range addrs {
+		serve(t, l.Host, addr, "host")
+		old = append(old, dial(t, l.Client, "tcp", addr))
+	}
+	var wg sync.WaitGroup
+	var stop atomic.Bool
+	for _, addr := range addrs {
+		wg.Go(func() {
+			for !stop.Load() {
+				c, err := tryDial(l.Client, "tcp", addr)
+				if err != nil {
+					t.Errorf("%s: %v", addr, err)
+					return
+				}
+				if c.answer.name == "host" {
+					t.Errorf("%s: a flow fell through to the host", addr)
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	tab := open(t, l.Host)
+	stop.Store(true)
+	wg.Wait()
+	ruled := l.to4(0, 1)
+	ruled.Affinity, ruled.Limits = 5*time.Minute, nft.Limits{MaxFlows: 300}
+	same(t, tab, map[nft.Endpoint]*nft.Service{
+		tcp("192.0.2.10:80"): l.to4(0, 1), tcp("192.0.2.11:80"): ruled, tcp("192.0.2.12:80"): l.to4(1),
+		tcp("0.0.0.0:81"): l.to4(1, 0), udp("192.0.2.13:53"): {},
+	})
+	for i, c := range old {
+		if err := c.echo("still here"); err != nil {
+			t.Errorf("%s: an established flow: %v", addrs[i], err)
+		}
+		if name := ask(t, l.Client, "tcp", addrs[i]); name == "host" {
+			t.Errorf("%s: the host answers", addrs[i])
+		}
+	}
+	if !strings.Contains(l.Host.Run(t, "nft", "list", "set", "inet", "sluice", "backends4"), "10.98.0.99 . tcp . 8080 timeout 1d") {
+		t.Error("a backend let go does not linger")
+	}
+	if changed, err := tab.Restore(); err != nil || changed {
+		t.Errorf("restore: %v, %v", changed, err)
+	}
+}
+
 func head(s string) string {
 	if i := strings.Index(s, "chain rr-"); i > 0 {
 		return s[:i]
