@@ -10,7 +10,7 @@
 // # Way of a packet
 //
 //	raw-prerouting     -300  drop packets of frozen tuples; strip TCP timestamps from SYNs to cold services
-//	raw-output         -300  the same freeze for clients on the host; packets with PacketMark are not tracked
+//	raw-output         -300  the same freeze for clients on the host; TCP with PacketMark is not tracked
 //	filter-prerouting  -150  drop TCP that conntrack calls invalid, to services and from backends
 //	nat-prerouting     -105  new flows: address . protocol . port
 //	nat-output         -105      → first → backend
