@@ -117,7 +117,7 @@ func TestReadmeCommands(t *testing.T) {
 		if cmd == nil {
 			continue
 		}
-		for _, flag := range regexp.MustCompile("[ \\[]--?([a-z][a-z-]*)").FindAllSubmatch(m[2], -1) {
+		for _, flag := range regexp.MustCompile(`[ []--?([a-z][a-z-]*)`).FindAllSubmatch(m[2], -1) {
 			if !slices.ContainsFunc(cmd.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), string(flag[1])) }) && string(flag[1]) != "help" {
 				t.Errorf("the README tells of sluice %s --%s, which there is not", m[1], flag[1])
 			}
