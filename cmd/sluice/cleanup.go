@@ -92,8 +92,11 @@ func cleanup(ctx context.Context, uri string, containers bool) error {
 				if !a.IsValid() {
 					continue
 				}
-				if _, err := ct.DeleteBackend(ctx, netip.AddrPortFrom(a, r.Port), unix.IPPROTO_TCP); err != nil {
-					return fmt.Errorf("remove flows of %s: %w", r.Name, err)
+				// Of both: an entry of UDP lives for as long as its client goes on.
+				for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+					if _, err := ct.DeleteBackend(ctx, netip.AddrPortFrom(a, r.Port), proto); err != nil {
+						return fmt.Errorf("remove flows of %s: %w", r.Name, err)
+					}
 				}
 			}
 			return nil

@@ -80,6 +80,37 @@ func TestRestart(t *testing.T) {
 	h.must(t, "cleanup", "--containers") // once more is no error
 }
 
+// TestCleanupDatagrams: cleanup takes the flows of UDP with it too. A client that
+// goes on would keep its entry, and be sent to a container that is gone, for ever.
+func TestCleanupDatagrams(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	text := strings.Replace(web(`idle = "5m"`, `PORT = "0", UDP_PORT = "8080"`, ""), ":80/tcp", ":80/udp", 1)
+	d := h.start(t, h.configure(t, text))
+	for range 2 { // the second by the table, if the first was held
+		if _, err := ask(t, h.Client, "udp", address+":80"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.signal(t, syscall.SIGTERM)
+	d.end(t)
+	left := func() (n int) {
+		for _, f := range testenv.Conntrack(t, h.Host) {
+			if f.DNAT() {
+				n++
+			}
+		}
+		return n
+	}
+	if left() == 0 {
+		t.Fatal("no flow to clean up")
+	}
+	h.must(t, "cleanup", "--containers")
+	if n := left(); n > 0 {
+		t.Errorf("cleanup has left %d flows", n)
+	}
+}
+
 // TestRemovedService: what is left of a service that is not configured any
 // more drains, and goes without harm to its flows.
 func TestRemovedService(t *testing.T) {
