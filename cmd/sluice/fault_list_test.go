@@ -230,11 +230,11 @@ func kernelFaults() []fault {
 			s.putRight(t, b)
 		}},
 		{name: "element added by hand", first: true, promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
-			s.nft(t, fmt.Sprintf(`add element inet sluice first4 { %[1]s . tcp . 80 : 10.88.255.250 . 8080 }
-add element inet sluice first4 { %[2]s . tcp . 80 : 10.88.255.250 . 8080 }
+			s.nft(t, fmt.Sprintf(`add element inet sluice first4 { %[1]s . tcp . 80 : %[4]s . 8080 }
+add element inet sluice first4 { %[2]s . tcp . 80 : %[4]s . 8080 }
 delete element inet sluice first4 { %[3]s . tcp . 80 }
-add element inet sluice first4 { %[3]s . tcp . 80 : 10.88.255.250 . 8080 }`,
-				stageAddr(inCold), stageAddr(inWaking), stageAddr(inDraining)))
+add element inet sluice first4 { %[3]s . tcp . 80 : %[4]s . 8080 }`,
+				stageAddr(inCold), stageAddr(inWaking), stageAddr(inDraining), nobody))
 			s.putRight(t, b)
 		}},
 		sysctlFault("net.netfilter.nf_conntrack_acct", "0", "1"),
@@ -330,6 +330,9 @@ rmdir small`)
 }
 
 const fillAddr = "192.0.2.99"
+
+// nobody is an address on Podman's network that no container has.
+const nobody = "10.88.255.250"
 
 // room is how many entries conntrack's table still takes.
 func (s *stage) room(t *testing.T) int {

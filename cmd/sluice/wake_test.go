@@ -31,7 +31,7 @@ func TestFromZero(t *testing.T) {
 		t.Fatal("nobody answered the first request")
 	}
 	d.wait(t, event("warm"))
-	st := d.status(t)
+	st := d.until(t, "the first connection's fate", func(st control.ServiceStatus) bool { return st.HandedOver+st.Relayed > 0 })
 	if st.HandedOver != 1 || st.Relayed != 0 {
 		t.Errorf("the first connection was not handed over: %+v", st)
 	}

@@ -3,10 +3,11 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
-	"time"
 
 	"sluice/cmd/internal/control"
+	"sluice/policy"
 	"sluice/testenv"
 )
 
@@ -63,20 +64,26 @@ func TestWeights(t *testing.T) {
 	}
 }
 
-// TestSlowStart: a replica that joins others begins with a part of its share.
+// TestSlowStart: a replica that joins another begins with a part of its share,
+// which grows until it is whole.
 func TestSlowStart(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	d := h.start(t, h.configure(t, web("min = 1\nslow_start = \"4s\"", "", "")))
+	d := h.start(t, h.configure(t, web("min = 1\nslow_start = \"8s\"", "", "")))
 	d.until(t, "the first", func(st control.ServiceStatus) bool { return st.Ready == 1 && st.Backends[0].Weight > 0 })
 	h.must(t, "scale", "web", "2")
-	part := d.until(t, "the second", func(st control.ServiceStatus) bool { return len(st.Backends) == 2 && st.Backends[1].Weight > 0 })
-	if a, b := part.Backends[0].Weight, part.Backends[1].Weight; b >= a {
-		t.Errorf("a new replica begins with a weight of %d beside one of %d", b, a)
-	}
-	begin := time.Now()
-	d.until(t, "its whole share", func(st control.ServiceStatus) bool {
-		return len(st.Backends) == 2 && st.Backends[1].Weight == st.Backends[0].Weight
+	var seen []int
+	d.until(t, "whole shares", func(st control.ServiceStatus) bool {
+		if len(st.Backends) < 2 || st.Backends[1].Weight == 0 {
+			return false
+		}
+		if w := st.Backends[1].Weight; len(seen) == 0 || w != seen[len(seen)-1] {
+			seen = append(seen, w)
+		}
+		return st.Backends[0].Weight == policy.ReplicaWeight && st.Backends[1].Weight == policy.ReplicaWeight
 	})
-	t.Logf("its share was whole after %v", time.Since(begin))
+	t.Log(seen)
+	if len(seen) < 3 || !slices.IsSorted(seen) {
+		t.Errorf("the share of a new replica does not grow: %v", seen)
+	}
 }
