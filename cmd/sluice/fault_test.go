@@ -20,6 +20,9 @@ type fault struct {
 	early bool
 	// first: it expects each service in its phase.
 	first bool
+	// exposes: new connections to services that are awake meet the daemon for a
+	// moment, which holds or relays them. If it restarts then, they are lost.
+	exposes, restarts bool
 	// prepare makes ready for it, before there are clients at the services that
 	// sleep. With it the fault is too slow for the soak.
 	prepare func(t *testing.T, s *stage)

@@ -38,12 +38,12 @@ func newSettings(log zerolog.Logger, sync func(context.Context) error) *settings
 func (s *settings) run(ctx context.Context) error {
 	tick := time.NewTicker(settingsEvery)
 	defer tick.Stop()
-	for {
+	for now := time.Now(); ; {
+		s.check(ctx, now)
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
-			s.check(ctx, now)
+		case now = <-tick.C:
 		}
 	}
 }
