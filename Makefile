@@ -53,7 +53,7 @@ bench: build
 # Results are not cached, for they depend on the kernel and on Podman too.
 test: deps
 	CGO_ENABLED=1 go vet -tags '$(TAGS)' $(PKGS)
-	CGO_ENABLED=1 go test -race -count=1 -p 2 -parallel 5 -timeout 15m -tags '$(TAGS)' $(PKGS)
+	CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 15m -tags '$(TAGS)' $(PKGS)
 	@go test -count=1 -cover ./policy | grep -F 'coverage: 100.0%' || { \
 		echo 'policy: a statement has no test: go test -coverprofile=c ./policy; go tool cover -html=c' >&2; exit 1; }
 

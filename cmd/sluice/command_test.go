@@ -9,13 +9,19 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/urfave/cli/v2"
 )
 
+// one at a time: the flag of --help is one for all of a process.
+var one sync.Mutex
+
 func command(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	one.Lock()
+	defer one.Unlock()
 	var out, errOut bytes.Buffer
 	code = run(context.Background(), append([]string{"sluice"}, args...), &out, &errOut)
 	return out.String(), errOut.String(), code

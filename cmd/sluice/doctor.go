@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"text/tabwriter"
@@ -23,9 +22,9 @@ func doctorCommand() *cli.Command {
 			if err := arguments(c, 0, 0); err != nil {
 				return err
 			}
-			out := c.String("output")
-			if out != "table" && out != "json" {
-				return usageError{fmt.Errorf("doctor: no output %q: table or json", out)}
+			inJSON, err := asJSON(c)
+			if err != nil {
+				return err
 			}
 			cfg, err := config.Load(c.String("config"))
 			if err != nil {
@@ -37,10 +36,8 @@ func doctorCommand() *cli.Command {
 			_, down := client(c).Status(c.Context)
 			host := doctor.Host{Config: cfg, Running: down == nil}
 			list := host.Examine(c.Context)
-			if out == "json" {
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(map[string]any{"findings": list}); err != nil {
+			if inJSON {
+				if err := printJSON(c.App.Writer, map[string]any{"findings": list}); err != nil {
 					return err
 				}
 			} else {

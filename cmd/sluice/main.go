@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -151,4 +152,23 @@ func oneLine(err error) string {
 // outputFlag is how a command's result is printed.
 func outputFlag() cli.Flag {
 	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT`: table or json"}
+}
+
+// asJSON says whether --output asks for JSON, and not for a table.
+func asJSON(c *cli.Context) (bool, error) {
+	switch out := c.String("output"); out {
+	case "table":
+		return false, nil
+	case "json":
+		return true, nil
+	default:
+		return false, usageError{fmt.Errorf("%s: no output %q: table or json", c.Command.Name, out)}
+	}
+}
+
+// printJSON writes a document for programs, that people can read too.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }

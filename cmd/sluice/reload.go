@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -42,7 +43,8 @@ type reloader struct {
 
 	manager *herald
 
-	mu sync.Mutex // one at a time
+	mu     sync.Mutex // one at a time
+	filled []string   // files of it that had content when it was last put in force
 }
 
 // Reload puts the files in force or says why not.
@@ -51,6 +53,7 @@ func (r *reloader) Reload(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.manager.to.Reloading()
 	defer r.manager.ready()
+	filled := r.full()
 	cfg, err := config.Load(r.path)
 	if err == nil {
 		err = r.ctl.Reload(ctx, cfg)
@@ -63,6 +66,7 @@ func (r *reloader) Reload(ctx context.Context) error {
 		}
 		return err
 	}
+	r.filled = filled
 	if cfg.Daemon != r.daemon {
 		r.log.Warn().Msg("changes in [daemon] take effect with the next start")
 	}
@@ -91,6 +95,9 @@ func (r *reloader) run(ctx context.Context) error {
 	if err != nil {
 		r.log.Warn().Err(err).Msg("configuration files are not watched: use SIGHUP or 'sluice reload'")
 	}
+	r.mu.Lock()
+	r.filled = r.full()
+	r.mu.Unlock()
 	var saved <-chan time.Time
 	for {
 		select {
@@ -99,6 +106,9 @@ func (r *reloader) run(ctx context.Context) error {
 		case <-hup:
 		case <-saved:
 			saved = nil
+			if r.halfSaved() {
+				continue
+			}
 		case ev := <-events:
 			if r.concerns(ev) {
 				saved = time.After(settle)
@@ -114,6 +124,36 @@ func (r *reloader) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// full lists the files of the configuration that have content.
+func (r *reloader) full() (list []string) {
+	more, _ := filepath.Glob(filepath.Join(filepath.Dir(r.path), "conf.d", "*.toml")) // fails for bad patterns only
+	for _, path := range append(more, r.path) {
+		if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+			list = append(list, path)
+		}
+	}
+	return list
+}
+
+// halfSaved says whether a file that had content is empty: whoever writes it in
+// place cuts it off first, and may be held up between that and the writing. To
+// take it as it is would end all services it had. It is not meant, unless a
+// reload is asked for.
+func (r *reloader) halfSaved() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, path := range r.filled {
+		if st, err := os.Stat(path); err == nil && st.Size() == 0 {
+			err := fmt.Errorf("%s: the file is empty: write it, or run 'sluice reload' if that is meant", path)
+			r.log.Warn().Err(err).Msg("configuration not reloaded, the one in force stays")
+			r.told(false)
+			r.ctl.ConfigError(err)
+			return true
+		}
+	}
+	return false
 }
 
 // watch follows the directories: most editors replace the file.

@@ -162,3 +162,39 @@ func TestManyReloads(t *testing.T) {
 			fmt.Sprintf("%d descriptors, were %d; %.0f goroutines, were %.0f; table\n%s\nwas\n%s", fds2, fds, goroutines2, goroutines, elements2, elements)
 	})
 }
+
+// TestReloadTruncated: a file that is cut off and not written yet does not end
+// the services it had; what is written then is put in force, and so is an empty
+// file if a reload is asked for.
+func TestReloadTruncated(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	config := h.configure(t, web("idle = \"5m\"", "", ""))
+	d := h.start(t, config)
+	h.get(t, "/who")
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := d.mark()
+	if err := os.Truncate(config, 0); err != nil {
+		t.Fatal(err)
+	}
+	d.waitFrom(t, from, func(l line) bool { return strings.Contains(l.field("error"), "the file is empty") })
+	if out := h.must(t, "status"); !strings.Contains(out, "the file is empty") || !strings.Contains(out, "warm") {
+		t.Errorf("status: %s", out)
+	}
+	h.get(t, "/who")
+	if err := os.WriteFile(config, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.waitFrom(t, from, func(l line) bool { return l.field("message") == "configuration reloaded" && l.field("services") == "1" })
+	if out := h.must(t, "status"); strings.Contains(out, "the file is empty") {
+		t.Errorf("status: %s", out)
+	}
+	if err := os.Truncate(config, 0); err != nil {
+		t.Fatal(err)
+	}
+	h.must(t, "reload")
+	d.waitFrom(t, from, func(l line) bool { return l.field("message") == "configuration reloaded" && l.field("services") == "0" })
+}

@@ -57,9 +57,9 @@ func simulateService(c *cli.Context) error {
 	if err := arguments(c, 1, 1); err != nil {
 		return err
 	}
-	out := c.String("output")
-	if out != "table" && out != "json" {
-		return usageError{fmt.Errorf("simulate: no output %q: table or json", out)}
+	inJSON, err := asJSON(c)
+	if err != nil {
+		return err
 	}
 	cfg, err := config.Load(c.String("config"))
 	if err != nil {
@@ -94,7 +94,7 @@ func simulateService(c *cli.Context) error {
 	if n := p.Length / p.Tick; n > 1e6 {
 		return usageError{fmt.Errorf("simulate: %d ticks of %s: want a longer --tick", n, p.Tick)}
 	}
-	if out == "json" {
+	if inJSON {
 		return simulateJSON(c, s.Name, p, src)
 	}
 	return simulateTable(c, p, src)
@@ -114,7 +114,7 @@ func simulated(cfg *config.Config, name string) (config.Service, error) {
 }
 
 // load is what the service is given, and for how long; length is what the
-// caller asked for, or 0.
+// caller inJSON for, or 0.
 func load(c *cli.Context, length time.Duration) (simulate.Source, time.Duration, error) {
 	file, shape := c.String("trace"), c.String("shape")
 	if (file == "") == (shape == "") {

@@ -21,18 +21,16 @@ func statusCommand() *cli.Command {
 			if err := arguments(c, 0, 1); err != nil {
 				return err
 			}
-			out := c.String("output")
-			if out != "table" && out != "json" {
-				return usageError{fmt.Errorf("status: no output %q: table or json", out)}
+			inJSON, err := asJSON(c)
+			if err != nil {
+				return err
 			}
 			st, err := client(c).Status(c.Context, c.Args().Slice()...)
 			if err != nil {
 				return err
 			}
-			if out == "json" {
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
+			if inJSON {
+				return printJSON(c.App.Writer, st)
 			}
 			return statusTable(c.App.Writer, st)
 		},
@@ -84,12 +82,12 @@ func eventsCommand() *cli.Command {
 			if err := arguments(c, 0, 0); err != nil {
 				return err
 			}
-			out := c.String("output")
-			if out != "table" && out != "json" {
-				return usageError{fmt.Errorf("events: no output %q: table or json", out)}
+			inJSON, err := asJSON(c)
+			if err != nil {
+				return err
 			}
 			return client(c).Follow(c.Context, func(ev control.Event) error {
-				if out == "json" {
+				if inJSON {
 					return json.NewEncoder(c.App.Writer).Encode(ev)
 				}
 				name := ev.Service
