@@ -190,6 +190,9 @@ func TestScreenSlots(t *testing.T) {
 						t.Errorf("%s from a stranger: answered by %q, %v", network, name, err)
 					}
 				}
+				for next(50 * time.Millisecond).IsValid() { // what was under way before it slept
+					continue
+				}
 				if err := open.echo("a stranger's"); err != nil {
 					t.Error(err)
 				}

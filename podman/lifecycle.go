@@ -8,6 +8,7 @@ import (
 
 	"github.com/containers/podman/v5/libpod/define"
 	"github.com/containers/podman/v5/pkg/bindings/containers"
+	"golang.org/x/sys/unix"
 )
 
 // Create makes the service's Nth container and does not start it. The image is
@@ -204,7 +205,8 @@ func (c *Client) introduce(r Replica) {
 		}
 		if mirror {
 			mirror = false // the other family's is the same port
-			if err := c.neigh.hairpin(r.PID, addr); err != nil {
+			// A program that has ended at once needs nothing.
+			if err := c.neigh.hairpin(r.PID, addr); err != nil && !errors.Is(err, unix.ESRCH) {
 				c.warn(fmt.Errorf("start container %s: it may not reach itself by its service: %w", r.Name, err))
 			}
 		}

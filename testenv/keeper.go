@@ -43,9 +43,7 @@ read -r _ || :
 `
 
 // holder gives the instance its own /sys/fs/cgroup, /dev/shm (Podman's lock
-// file) and /run (network namespaces, runtime state, network lock), keeps its
-// storage in memory, for Podman syncs what it writes many times a second and so
-// would make all instances wait for one disk, says so and
+// file) and /run (network namespaces, runtime state, network lock), says so and
 // then only keeps these namespaces: overlay mounts of containers live in them
 // and outlast the service.
 const holder = `
@@ -56,10 +54,14 @@ echo 0 > "$dir/cg/$name/svc/cgroup.procs"
 umount -l "$dir/cg"
 umount -R /sys/fs/cgroup
 mount -t cgroup2 "$name" /sys/fs/cgroup
-mount -t tmpfs "$name" /dev/shm
 mount -t tmpfs "$name" /run
-mkdir /run/netns /run/lock
-for d in graph run tmp; do mount -t tmpfs -o mode=700 "$name" "$dir/$d"; done
+mkdir /run/netns /run/lock /run/dir
+mount --bind "$dir" /run/dir # which may lie below /dev/shm
+mount -t tmpfs "$name" /dev/shm
+mkdir -p "$dir"
+mount --bind /run/dir "$dir"
+umount /run/dir
+rmdir /run/dir
 echo "up $$"
 exec >&-
 exec sleep infinity

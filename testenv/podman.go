@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Podman is a private Podman service: its own storage, networks, locks, runtime
@@ -102,7 +104,15 @@ func requirePodman(t TB) {
 	}
 }
 
+// shortTemp is where instances are kept, with room for a socket's name: in
+// memory if there is such a place, for Podman syncs what it writes many times a
+// second, and all instances would wait for one disk.
 func shortTemp() string {
+	const shm = "/dev/shm"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(shm, &fs); err == nil && fs.Type == unix.TMPFS_MAGIC && fs.Bavail*uint64(fs.Bsize) > 4<<30 { //nolint:gosec // a block's size is not negative
+		return shm
+	}
 	if d := os.TempDir(); len(d) <= 20 {
 		return d
 	}

@@ -182,7 +182,7 @@ func TestAllowHere(t *testing.T) {
 			t.Parallel()
 			h := newAttackedHost(t)
 			h.Host.Sysctl(t, "net.ipv4.conf.all.route_localnet", "1")
-			text := strings.Replace(web(`idle = "1s"`, "", ""), address+":80/tcp", ":80/tcp", 1)
+			text := strings.Replace(web(`idle = "5s"`, "", ""), address+":80/tcp", ":80/tcp", 1)
 			text = strings.Replace(text, "[service.web.container]", "forward = \""+forward+"\"\nallow = [\"127.0.0.0/8\", \"::1\"]\n[service.web.container]", 1)
 			d := h.start(t, h.configure(t, text))
 			for _, friend := range []string{"127.0.0.1", "::1"} {
