@@ -54,7 +54,7 @@ func TestWeights(t *testing.T) {
 			for range 80 {
 				who := testenv.WhoAnswered(t, h.Client, address+":80").Name
 				for i, b := range n.Backends {
-					if b.NS.Name == who {
+					if b.Name == who {
 						got[i]++
 					}
 				}
