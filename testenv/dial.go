@@ -3,11 +3,14 @@ package testenv
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Dial connects from within the namespace. addr must be a literal address.
@@ -25,7 +28,7 @@ func (ns *NS) DialFrom(ctx context.Context, local netip.AddrPort, network, addr 
 	d := net.Dialer{LocalAddr: localAddr(network, local)}
 	d.SetMultipathTCP(false)
 	var c net.Conn
-	err := ns.Do(func() (err error) {
+	err := ns.bound(ctx, func() (err error) {
 		c, err = d.DialContext(ctx, network, addr)
 		return err
 	})
@@ -53,7 +56,7 @@ func (ns *NS) Listen(network, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	var l net.Listener
-	err := ns.Do(func() (err error) {
+	err := ns.bound(context.Background(), func() (err error) {
 		l, err = lc.Listen(context.Background(), network, addr)
 		return err
 	})
@@ -66,7 +69,7 @@ func (ns *NS) Listen(network, addr string) (net.Listener, error) {
 // ListenPacket opens a datagram socket inside the namespace; the caller closes it.
 func (ns *NS) ListenPacket(network, addr string) (net.PacketConn, error) {
 	var c net.PacketConn
-	err := ns.Do(func() (err error) {
+	err := ns.bound(context.Background(), func() (err error) {
 		c, err = net.ListenPacket(network, addr)
 		return err
 	})
@@ -74,6 +77,25 @@ func (ns *NS) ListenPacket(network, addr string) (net.PacketConn, error) {
 		return nil, fmt.Errorf("in %s: %w", ns.Name, err)
 	}
 	return c, nil
+}
+
+// bound is Do for what binds a port. A child between fork and exec holds a copy
+// of every descriptor, so a port that a test has just closed is in use for as
+// long as another test is starting a program: such a port is asked for again,
+// for a second at the most.
+func (ns *NS) bound(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for {
+		err := ns.Do(f)
+		if !errors.Is(err, unix.EADDRINUSE) || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // HTTPOptions are for HTTPClient; the zero value is one connection per request

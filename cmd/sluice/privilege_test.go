@@ -204,9 +204,10 @@ func (h *host) cover(t *testing.T) {
 	if got := exchange(t, conn, "hello"); !strings.HasSuffix(strings.TrimSpace(got), "hello") {
 		t.Errorf("answer by UDP: %q", got)
 	}
-	if st := h.service(t, "stop"); st.HandedOver != 1 || st.Relayed != 1 { // one by [::1]
-		t.Errorf("held connections: %+v", st)
-	}
+	testenv.Eventually(t, patient, func() (bool, string) {
+		st := h.service(t, "stop")
+		return st.HandedOver == 1 && st.Relayed == 1, fmt.Sprintf("held connections: %+v", st) // one by [::1]
+	})
 	testenv.Eventually(t, patient, func() (bool, string) {
 		st := h.service(t, "pause")
 		return pausedOne(st), fmt.Sprintf("%+v", st)

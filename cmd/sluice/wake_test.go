@@ -103,7 +103,7 @@ func TestBurst(t *testing.T) {
 	for err := range errs {
 		t.Error(err)
 	}
-	handed := d.status(t)
+	handed := d.until(t, "handover", func(st control.ServiceStatus) bool { return st.Held == 0 && st.HandedOver+st.Relayed > 0 })
 	held, warm := 0, false
 	d.mu.Lock()
 	defer d.mu.Unlock()
