@@ -115,7 +115,7 @@ func (s *stage) hitAll(t *testing.T, b *blow, do func(name string)) {
 	t.Helper()
 	victims := s.victims(t)
 	for _, name := range victims {
-		b.hit[s.idOf(t, name)] = true
+		s.gone[s.idOf(t, name)] = true
 		do(name)
 	}
 	for service, name := range victims {

@@ -97,15 +97,7 @@ func (c *crowd) since(at time.Time) (list []contact) {
 // await waits until a number of the calls are ok.
 func (c *crowd) await(ctx context.Context, n int, ok func(contact) bool) error {
 	for {
-		c.mu.Lock()
-		have := 0
-		for _, x := range c.calls {
-			if ok(*x) {
-				have++
-			}
-		}
-		news := c.news
-		c.mu.Unlock()
+		have, news := c.count(ok)
 		if have >= n {
 			return nil
 		}
@@ -115,6 +107,34 @@ func (c *crowd) await(ctx context.Context, n int, ok func(contact) bool) error {
 			return fmt.Errorf("%d of %d connections: %w", have, n, ctx.Err())
 		}
 	}
+}
+
+// settle waits until each call that began before a time was answered or has
+// ended.
+func (c *crowd) settle(ctx context.Context, before time.Time) error {
+	for {
+		open, news := c.count(func(x contact) bool { return x.began.Before(before) && x.server == "" && x.ended.IsZero() })
+		if open == 0 {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return fmt.Errorf("%d connections have neither answer nor end: %w", open, ctx.Err())
+		}
+	}
+}
+
+// count counts the calls that are ok, and tells of the next news.
+func (c *crowd) count(ok func(contact) bool) (n int, news <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, x := range c.calls {
+		if ok(*x) {
+			n++
+		}
+	}
+	return n, c.news
 }
 
 // forget drops the calls that have ended before a time.
