@@ -120,7 +120,7 @@ func (s *stage) hitAll(t *testing.T, b *blow, do func(name string)) {
 	}
 	for service, name := range victims {
 		s.d.waitFrom(t, b.log, func(l line) bool {
-			return l.field("backend") == name && slices.Contains([]string{"died", "unhealthy", "start-failed"}, l.field("event"))
+			return l.field("backend") == name && slices.Contains([]string{"died", "unhealthy", "start-failed", "drained"}, l.field("event"))
 		})
 		s.until(t, service, "the victim out", func(st control.ServiceStatus) bool {
 			v := backend(st, name)
