@@ -336,7 +336,7 @@ func (s *Service) died(b *backend, detail string) {
 		s.emit(Note{Kind: NoteDied, Index: b.index, Err: err, N: b.flows})
 	case Sleeping:
 		s.retry(b, err)
-		if b.mapped {
+		if b.frozen { // the kernel may still send to it, even if the last Map does not name it
 			b.dead = true
 			s.leave(b)
 			return

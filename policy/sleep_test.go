@@ -59,6 +59,31 @@ func TestDiesDuringCall(t *testing.T) {
 	}
 }
 
+// TestDiesBeforeFence: a paused replica that a member has just displaced, and
+// that dies, goes only once the kernel does not send to it any more.
+func TestDiesBeforeFence(t *testing.T) {
+	t.Parallel()
+	w := paused(t, func(s *Spec) { s.Priority = 1 })
+	w.step(Alarm{1})
+	w.calm()
+	for w.call[1] != "pause" {
+		w.now = w.now.Add(1e9)
+		w.load()
+	}
+	w.up[FirstMember], w.members = true, true
+	w.step(Members{[]Member{{Index: FirstMember, Weight: 1}}})
+	w.health(FirstMember, true)
+	w.finish(1, nil, false)
+	if slices.Contains(w.asked, 1) || !slices.Contains(w.kernel, 1) || w.states()[1] != Sleeping {
+		w.failf("the map names %v, the kernel has %v, states %v", w.asked, w.kernel, w.states())
+	}
+	w.die(1)
+	w.calm()
+	if w.s.Has(1) {
+		w.failf("states %v", w.states())
+	}
+}
+
 // TestPauseCount: what was sent between the decision to pause and the pause
 // shows in a count, and wakes; so does a count that fails.
 func TestPauseCount(t *testing.T) {
