@@ -88,5 +88,8 @@ func (s *Service) View() View {
 	return v
 }
 
+// Has says whether the service has a backend of this index, in whatever state.
+func (s *Service) Has(index int) bool { return s.backend(index) != nil }
+
 // Phase is where the service stands.
 func (s *Service) Phase() Phase { return s.phase }

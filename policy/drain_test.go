@@ -129,6 +129,20 @@ func TestDrainMember(t *testing.T) {
 	if s := w.states()[FirstMember]; s != Ready {
 		w.failf("state %s", s)
 	}
+
+	// If it is listed no more while it is being stopped, nothing is left of it.
+	w.step(Drain{FirstMember})
+	for w.ack() || w.count(0, true) {
+		continue
+	}
+	if s := w.states()[FirstMember]; s != Stopping {
+		w.failf("state %s", s)
+	}
+	w.list(1<<2 | 2)
+	w.calm()
+	if w.s.Has(FirstMember) || !w.s.Has(FirstMember+1) {
+		w.failf("backends %v", w.indices())
+	}
 }
 
 // TestDrainDeadline: what a replica still carries is cut when its time is up,

@@ -27,9 +27,11 @@ func (s *Service) members(list []Member) {
 		return b.member && !listed[b.index] && b.state == Sleeping
 	})
 	for _, b := range s.backends {
-		if b.member && !listed[b.index] && b.state != Stopping {
+		if b.member && !listed[b.index] {
 			b.ordered = false
-			s.leave(b)
+			if b.state != Stopping {
+				s.leave(b)
+			}
 		}
 	}
 }

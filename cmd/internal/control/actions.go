@@ -294,6 +294,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 				c.part(r)
 			}
 			c.step(s, now, policy.Stopped{Index: a.Index, Err: err})
+			c.prune(s, r)
 		})
 	})
 }

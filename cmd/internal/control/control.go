@@ -188,15 +188,6 @@ func New(o Options) *Control {
 // well. Those that do not answer are not waited for beyond settleLimit.
 func (c *Control) Ready() <-chan struct{} { return c.ready }
 
-// event posts an event for a service; one that is gone meanwhile is dropped.
-func (c *Control) event(name string, ev policy.Event) {
-	c.box.post(func(now time.Time) {
-		if s := c.services[name]; s != nil {
-			c.step(s, now, ev)
-		}
-	})
-}
-
 // Deliver takes a connection from the accept loop.
 func (c *Control) Deliver(conn accept.Conn) {
 	at := time.Now()

@@ -48,8 +48,7 @@ func (c *Control) resolve(s *service) {
 	c.join(s)
 }
 
-// join tells a service its members. An address keeps its index for as long as
-// the service lives.
+// join tells a service its members. An address keeps its index until [Control.prune].
 func (c *Control) join(s *service) {
 	var list []policy.Member
 	seen := map[netip.AddrPort]bool{}
@@ -68,7 +67,21 @@ func (c *Control) join(s *service) {
 			add(t.Addr, t.Weight, b.Priority+t.Priority)
 		}
 	}
-	c.event(s.name, policy.Members{Members: list})
+	// At once: an index that the policy does not know yet would be pruned.
+	c.step(s, time.Now(), policy.Members{Members: list})
+	for _, r := range s.replicas {
+		c.prune(s, r)
+	}
+}
+
+// prune drops a member that has left, once nothing goes through it any more:
+// names may stand for other addresses for ever. What it has carried stays in the
+// sums of the service.
+func (c *Control) prune(s *service, r *replica) {
+	if r.index >= policy.FirstMember && r.carries == 0 && !s.policy.Has(r.index) {
+		c.part(r)
+		delete(s.replicas, r.index)
+	}
 }
 
 // member returns the replica entry of an address.

@@ -304,6 +304,7 @@ func (c *Control) released(s *service, now time.Time, r *replica) {
 	r.carries--
 	if r.carries == 0 {
 		c.quiet(s, now, r)
+		c.prune(s, r)
 	}
 }
 
