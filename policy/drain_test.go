@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -142,6 +143,28 @@ func TestDrainMember(t *testing.T) {
 	w.calm()
 	if w.s.Has(FirstMember) || !w.s.Has(FirstMember+1) {
 		w.failf("backends %v", w.indices())
+	}
+}
+
+// TestUndrainLate: a connection that cancels a drain, and so displaces the member
+// that served meanwhile, waits no longer than others if the kernel does not take
+// that map.
+func TestUndrainLate(t *testing.T) {
+	t.Parallel()
+	w := warm(t, testSpec())
+	w.list(1<<4 | 1<<2 | 1) // of the next priority
+	w.calm()
+	w.flows[1] = 1
+	w.load()
+	w.step(Drain{})
+	w.calm()
+	w.accept()
+	if w.served != 1 || len(w.maps) != 1 || !slices.Equal(w.asked, []int{1}) || !slices.Equal(w.kernel, []int{FirstMember}) {
+		w.failf("the map names %v, the kernel has %v, %d served", w.asked, w.kernel, w.served)
+	}
+	for w.resets == 0 {
+		w.now = w.s.Deadline()
+		w.tick() // fails if the connection waits too long
 	}
 }
 

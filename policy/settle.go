@@ -17,6 +17,7 @@ func (s *Service) settle() {
 	s.fallAsleep()
 	s.remap()
 	s.serve()
+	s.waking() // if the last that served is not in the map any more
 	s.drain()
 	s.prepare()
 	s.report()
@@ -138,15 +139,24 @@ func (s *Service) decide() {
 		s.want = max(s.want, 1)
 	}
 	s.wanted = false
+	if !s.waking() && s.want != before && before > 0 {
+		s.emit(Note{Kind: NoteScale, N: s.want})
+	}
+}
+
+// waking notes when a wake begins, and ends one that nobody wants any more. It
+// reports whether there was either to do.
+func (s *Service) waking() bool {
 	switch {
 	case s.want == 0 && len(s.held) == 0:
 		s.wakeAt = time.Time{}
-	case s.wakeAt.IsZero() && !s.routable() && !failed:
+	case s.wakeAt.IsZero() && !s.routable() && !s.now.Before(s.failedT):
 		s.wakeAt = s.now
 		s.emit(Note{Kind: NoteWaking, N: s.want})
-	case s.want != before && before > 0:
-		s.emit(Note{Kind: NoteScale, N: s.want})
+	default:
+		return false
 	}
+	return true
 }
 
 // carrying says that some backend had flows when last counted.
