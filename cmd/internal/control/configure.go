@@ -270,11 +270,11 @@ func (c *Control) shut(w *listener) {
 // change gives a service a new configuration. Replicas made from the old one
 // are replaced if what makes them has changed.
 func (c *Control) change(s *service, now time.Time, cfg config.Service) {
-	old := s.cfg
+	old, returns := s.cfg, s.removed
 	s.cfg, s.kinds, s.removed = cfg, kindsOf(cfg, c.word(cfg)), false
 	s.log.Info().Msg("configuration changed")
 	c.step(s, now, policy.Configure{Spec: s.kinds.rules(cfg)})
-	if !reflect.DeepEqual(old.Backends, cfg.Backends) {
+	if returns || !reflect.DeepEqual(old.Backends, cfg.Backends) {
 		c.resolve(s)
 	}
 	if !reflect.DeepEqual(old.Health, cfg.Health) || old.Forward != cfg.Forward || old.ProxyProtocol != cfg.ProxyProtocol {
@@ -307,6 +307,9 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 func (c *Control) retire(s *service, now time.Time) {
 	s.removed = true
 	s.log.Info().Msg("not configured any more, draining what is left of it")
+	if s.unresolve != nil {
+		s.unresolve() // else what is found later would bring members back
+	}
 	min0 := s.kinds.rules(s.cfg)
 	min0.Min, min0.Sleep = 0, policy.SleepStop
 	c.step(s, now, policy.Configure{Spec: min0})

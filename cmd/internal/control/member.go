@@ -21,11 +21,13 @@ func (c *Control) resolve(s *service) {
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	s.unresolve = cancel
+	known := s.found
 	s.found = map[string][]resolve.Target{}
 	for _, b := range s.cfg.Backends {
 		if b.SRV == "" {
 			continue
 		}
+		s.found[b.SRV] = known[b.SRV] // until there is an answer
 		c.work.Go(func() {
 			resolve.Watch(ctx, b.SRV, resolve.Options{}, func(found []resolve.Target, err error) {
 				c.box.post(func(time.Time) {

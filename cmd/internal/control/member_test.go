@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -130,4 +131,57 @@ func TestMembersRotate(t *testing.T) {
 	if len(s.replicas) != 1 {
 		t.Errorf("left: %v", s.replicas)
 	}
+}
+
+// TestMembersReload: members of a name that stays configured stay when others are
+// configured beside it, and those of a service that is taken out and put back
+// while it drains come back.
+func TestMembersReload(t *testing.T) {
+	t.Parallel()
+	c, s := memberLab(t, counts{of: map[conntrack.Backend]conntrack.Count{}, busy: map[conntrack.Backend]bool{}})
+	c.recall()
+	fixed := netip.MustParseAddrPort("10.1.2.1:8080")
+	found := netip.MustParseAddrPort("10.1.2.2:8080")
+	with := func(backends ...config.Backend) *config.Config {
+		cfg := s.cfg
+		cfg.Backends = backends
+		return &config.Config{Services: []config.Service{cfg}}
+	}
+	put := func(what string, cfg *config.Config, want ...netip.AddrPort) {
+		t.Helper()
+		if err := c.configure(time.Now(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		c.until(t, what, func() bool {
+			for _, a := range want {
+				r := s.byAddr(a)
+				if r == nil || !slices.ContainsFunc(s.shares, func(sh policy.Share) bool { return sh.Index == r.index }) {
+					return false
+				}
+			}
+			return len(s.shares) == len(want)
+		})
+	}
+	// A name that nobody is asked for: that it is none is told by an error.
+	srv := config.Backend{SRV: "."}
+	s.found["."] = []resolve.Target{{Addr: found, Weight: 1}}
+	put("the first", with(srv), found)
+	r := s.byAddr(found)
+	if err := c.configure(time.Now(), with(srv, config.Backend{Addr: fixed, Weight: 1})); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.policy.View().Backends[0].State; st != policy.Ready || s.byAddr(found) != r {
+		t.Errorf("a reload that concerns others makes it %s", st)
+	}
+	put("the second", with(srv, config.Backend{Addr: fixed, Weight: 1}), fixed, found)
+
+	r.carries = 1 // so that the service does not end at once
+	ended := false
+	follow := s.unresolve
+	s.unresolve = func() { follow(); ended = true }
+	put("removal", &config.Config{})
+	if !ended || c.services["web"] != s {
+		t.Fatalf("names are not followed any more: %v, services %v", ended, c.services)
+	}
+	put("return", with(srv, config.Backend{Addr: fixed, Weight: 1}), fixed, found)
 }
