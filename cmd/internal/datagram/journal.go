@@ -86,7 +86,8 @@ func (j *journal) rewrite(s *store) error {
 }
 
 // openJournal is for one that another process has left; it also returns what is
-// in it. A record that is cut short ends it.
+// in it. A record that is cut short ends it, and is cut off: what is written from
+// now on would be behind it, and nobody would find that.
 func openJournal(fd int) (*journal, []record, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -110,7 +111,11 @@ func openJournal(fd int) (*journal, []record, error) {
 		}
 		off += n
 	}
-	return &journal{fd: fd, size: st.Size}, records(b), nil
+	list, size := records(b)
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		return nil, nil, os.NewSyscallError("ftruncate", err)
+	}
+	return &journal{fd: fd, size: int64(size)}, list, nil
 }
 
 type record struct {
@@ -118,12 +123,14 @@ type record struct {
 	d    datagram
 }
 
-func records(b []byte) (list []record) {
+// records also returns how many bytes the whole records take.
+func records(b []byte) (list []record, size int) {
 	for len(b) >= 4 {
 		n := int64(binary.BigEndian.Uint32(b))
 		if n < recordHead || n > int64(len(b)-4) {
-			return list
+			break
 		}
+		size += 4 + int(n)
 		r := b[4 : 4+n]
 		b = b[4+n:]
 		addr := func(b []byte) netip.AddrPort {
@@ -138,7 +145,7 @@ func records(b []byte) (list []record) {
 			datagram{data: append([]byte(nil), r[recordHead:]...), hops: r[recordFlow], tos: r[recordFlow+1]},
 		})
 	}
-	return list
+	return list, size
 }
 
 // note writes down a datagram that is held from now on.

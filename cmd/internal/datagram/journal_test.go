@@ -29,12 +29,18 @@ func TestJournal(t *testing.T) {
 	if err := unix.Ftruncate(j.fd, j.size-1); err != nil {
 		t.Fatal(err)
 	}
-	_, list, err := openJournal(j.fd)
+	again, list, err := openJournal(j.fd)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(list) != 99 {
 		t.Fatalf("%d of 99 whole records", len(list))
+	}
+	if err := again.append(flows[1], datagram{data: bytes.Repeat([]byte{99}, 99*600), hops: 99, tos: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if _, list, err = openJournal(j.fd); err != nil || len(list) != 100 {
+		t.Fatalf("%d records, want the one too that was written behind a cut one: %v", len(list), err)
 	}
 	for i, r := range list {
 		if r.flow != flows[i%2] || r.d.hops != uint8(i) || r.d.tos != 7 || !bytes.Equal(r.d.data, bytes.Repeat([]byte{byte(i)}, i*600)) {
@@ -50,12 +56,13 @@ func FuzzRecords(f *testing.F) {
 	f.Add(append([]byte{255, 255, 255, 255}, make([]byte, 100)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		total := 0
-		for _, r := range records(b) {
+		list, size := records(b)
+		for _, r := range list {
 			total += 4 + recordHead + len(r.d.data)
 			_ = r.flow.translatable()
 		}
-		if total > len(b) {
-			t.Errorf("%d bytes of records in %d", total, len(b))
+		if total > len(b) || total != size {
+			t.Errorf("%d bytes of records in %d, %d by its own account", total, len(b), size)
 		}
 	})
 }
