@@ -20,15 +20,7 @@ const crowdRun = 200 * time.Millisecond
 // the table. It changes the host's own table and so needs the daemon stopped;
 // what is awake stays so without it.
 func crowd(ctx context.Context, t testenv.TB, s *sandbox.Sandbox, r *report, container netip.AddrPort, sizes []int, rounds int) {
-	fd, err := s.Host.Open()
-	if err != nil {
-		t.Fatalf("open namespace: %v", err)
-	}
-	defer fd.Close()
-	tab, err := nft.Open(nft.Options{NetNS: int(fd.Fd())})
-	if err != nil {
-		t.Fatalf("open table: %v", err)
-	}
+	tab := openTable(t, s.Host)
 	defer tab.Close()
 
 	// Of two slots, though both are of one container: that way leads through

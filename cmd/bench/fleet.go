@@ -59,15 +59,7 @@ func fleet(ctx context.Context, t testenv.TB, s *sandbox.Sandbox, r *report, siz
 // inPlace counts the services of so many slots in the host's table.
 func inPlace(t testenv.TB, s *sandbox.Sandbox, slots int) (n int) {
 	t.Helper()
-	fd, err := s.Host.Open()
-	if err != nil {
-		t.Fatalf("open namespace: %v", err)
-	}
-	defer fd.Close()
-	tab, err := nft.Open(nft.Options{NetNS: int(fd.Fd())})
-	if err != nil {
-		t.Fatalf("open table: %v", err)
-	}
+	tab := openTable(t, s.Host)
 	defer tab.Close()
 	for _, sv := range tab.Services() {
 		if len(sv.Slots) == slots {

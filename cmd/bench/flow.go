@@ -111,15 +111,7 @@ func oneRule(t testenv.TB, host *testenv.NS, backend netip.AddrPort) netip.AddrP
 func throughTable(slots, services int) setting {
 	return func(t testenv.TB, host *testenv.NS, to netip.AddrPort) netip.AddrPort {
 		t.Helper()
-		fd, err := host.Open()
-		if err != nil {
-			t.Fatalf("open namespace: %v", err)
-		}
-		defer fd.Close()
-		tab, err := nft.Open(nft.Options{NetNS: int(fd.Fd())})
-		if err != nil {
-			t.Fatalf("open table: %v", err)
-		}
+		tab := openTable(t, host)
 		defer tab.Close()
 		hot := services / 2
 		all := make(map[nft.Endpoint]*nft.Service, services)

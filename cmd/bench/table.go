@@ -17,16 +17,7 @@ const tableChanges = 1_000
 
 // table measures changes of one service among many, in a namespace of its own.
 func table(t testenv.TB, r *report, services int) {
-	ns := testenv.NewNS(t, "table")
-	fd, err := ns.Open()
-	if err != nil {
-		t.Fatalf("open namespace: %v", err)
-	}
-	defer fd.Close()
-	tab, err := nft.Open(nft.Options{NetNS: int(fd.Fd())})
-	if err != nil {
-		t.Fatalf("open table: %v", err)
-	}
+	tab := openTable(t, testenv.NewNS(t, "table"))
 	defer tab.Close()
 	all := make(map[nft.Endpoint]*nft.Service, services)
 	for i := range services {
@@ -71,6 +62,21 @@ func table(t testenv.TB, r *report, services int) {
 		r.row("  the same, 99 of 100, and the best", "", msec(slices.Min(took)), msec(quantile(took, 0.99)), "< 3 ms")
 	}
 	r.row("all services put in at once", "", "", msec(load), "")
+}
+
+// openTable opens the table of a namespace.
+func openTable(t testenv.TB, ns *testenv.NS) *nft.Table {
+	t.Helper()
+	fd, err := ns.Open()
+	if err != nil {
+		t.Fatalf("open namespace: %v", err)
+	}
+	defer fd.Close()
+	tab, err := nft.Open(nft.Options{NetNS: int(fd.Fd())})
+	if err != nil {
+		t.Fatalf("open table: %v", err)
+	}
+	return tab
 }
 
 func endpoint(i int) nft.Endpoint {
