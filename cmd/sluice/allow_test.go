@@ -153,9 +153,7 @@ func TestAllowPaused(t *testing.T) {
 		if got := h.pod.CLI(t, "inspect", "--format", "{{.State.Status}}", st.Backends[0].Name); strings.TrimSpace(got) != "paused" {
 			t.Errorf("podman says %s after strangers have called", got)
 		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for _, l := range d.lines[from:] {
+		for _, l := range d.log.Since(from) {
 			if l.fields["event"] == "waking" {
 				t.Errorf("strangers have woken it: %s", l.text)
 			}

@@ -340,9 +340,7 @@ func TestCanaryBroken(t *testing.T) {
 		})
 		d.until(t, "sleep", asleep)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range d.lines {
+	for _, l := range d.log.Since(0) {
 		if event("failed")(l) {
 			t.Errorf("the service has failed: %s", l.text)
 		}

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -117,10 +116,7 @@ type proc struct {
 	*host
 	cmd  *exec.Cmd
 	done chan struct{}
-
-	mu    sync.Mutex
-	lines []line
-	grown chan struct{} // closed and renewed with every line
+	log  testenv.Log[line]
 }
 
 // line is one line of the daemon's log.
@@ -157,7 +153,7 @@ func (h *host) launch(t *testing.T, config string) *proc {
 
 func (h *host) launchCommand(t *testing.T, cmd *exec.Cmd) *proc {
 	t.Helper()
-	d := &proc{host: h, cmd: cmd, done: make(chan struct{}), grown: make(chan struct{})}
+	d := &proc{host: h, cmd: cmd, done: make(chan struct{})}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -174,11 +170,7 @@ func (h *host) launchCommand(t *testing.T, cmd *exec.Cmd) *proc {
 		for sc.Scan() {
 			l := line{at: time.Now(), text: sc.Text()}
 			_ = json.Unmarshal(sc.Bytes(), &l.fields) // a race report is no JSON
-			d.mu.Lock()
-			d.lines = append(d.lines, l)
-			close(d.grown)
-			d.grown = make(chan struct{})
-			d.mu.Unlock()
+			d.log.Add(l)
 		}
 		_ = r.Close()
 	}()
@@ -186,9 +178,7 @@ func (h *host) launchCommand(t *testing.T, cmd *exec.Cmd) *proc {
 		d.signal(t, syscall.SIGTERM)
 		d.end(t)
 		if t.Failed() {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			for _, l := range d.lines {
+			for _, l := range d.log.Since(0) {
 				t.Log(l.text)
 			}
 		}
@@ -254,9 +244,7 @@ func (d *proc) end(t *testing.T) {
 		<-d.done
 	}
 	_ = d.cmd.Wait()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range d.lines {
+	for _, l := range d.log.Since(0) {
 		if strings.Contains(l.text, "DATA RACE") || strings.HasPrefix(l.text, "panic:") {
 			t.Errorf("the daemon's log has: %s", l.text)
 		}
@@ -269,34 +257,11 @@ func (d *proc) wait(t *testing.T, ok func(line) bool) line {
 	return d.waitFrom(t, 0, ok)
 }
 
-func (d *proc) mark() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.lines)
-}
+func (d *proc) mark() int { return d.log.Mark() }
 
 func (d *proc) waitFrom(t *testing.T, from int, ok func(line) bool) line {
 	t.Helper()
-	limit := time.After(patient)
-	for {
-		d.mu.Lock()
-		for ; from < len(d.lines); from++ {
-			if ok(d.lines[from]) {
-				l := d.lines[from]
-				d.mu.Unlock()
-				return l
-			}
-		}
-		grown := d.grown
-		d.mu.Unlock()
-		select {
-		case <-grown:
-		case <-d.done:
-			t.Fatal("the daemon has ended")
-		case <-limit:
-			t.Fatal("the awaited line does not appear in the log")
-		}
-	}
+	return d.log.Wait(t, patient, from, "the awaited line of the daemon's log", d.done, ok)
 }
 
 // event is true for the log line of an event.

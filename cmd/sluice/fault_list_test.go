@@ -131,9 +131,7 @@ func (s *stage) hitAll(t *testing.T, b *blow, do func(name string)) {
 
 // has says whether the log has such a line.
 func (d *proc) has(from int, ok func(line) bool) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.ContainsFunc(d.lines[min(from, len(d.lines)):], ok)
+	return slices.ContainsFunc(d.log.Since(from), ok)
 }
 
 func containerFaults() []fault {

@@ -172,10 +172,8 @@ func (s *stage) judge(t *testing.T, f fault, b *blow, began time.Time, table *ce
 func (s *stage) quiet(t *testing.T, f fault, b *blow) {
 	t.Helper()
 	const most = 8 // of one kind for one backend
-	s.d.mu.Lock()
-	defer s.d.mu.Unlock()
 	said := map[string]int{}
-	for _, l := range s.d.lines[min(b.log, len(s.d.lines)):] {
+	for _, l := range s.d.log.Since(b.log) {
 		if lv := l.field("level"); lv != "warn" && lv != "error" {
 			continue
 		}

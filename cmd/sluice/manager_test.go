@@ -26,10 +26,10 @@ type manager struct {
 	conn     *net.UnixConn
 	watchdog time.Duration
 
-	mu       sync.Mutex
-	store    []stored
-	messages []string
-	grown    chan struct{}
+	messages testenv.Log[string]
+
+	mu    sync.Mutex
+	store []stored
 }
 
 // stored is a descriptor and not a file: one of Go's would make the socket blocking
@@ -41,7 +41,7 @@ type stored struct {
 
 func newManager(t *testing.T, h *host) *manager {
 	t.Helper()
-	m := &manager{path: filepath.Join(h.dir, "notify.sock"), grown: make(chan struct{})}
+	m := &manager{path: filepath.Join(h.dir, "notify.sock")}
 	var err error
 	if m.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: m.path, Net: "unixgram"}); err != nil {
 		t.Fatal(err)
@@ -107,9 +107,7 @@ func (m *manager) take(text string, fds []int) {
 	if vars["FDSTOREREMOVE"] == "1" {
 		m.drop(func(s stored) bool { return s.name == name })
 	}
-	m.messages = append(m.messages, text)
-	close(m.grown)
-	m.grown = make(chan struct{})
+	m.messages.Add(text)
 }
 
 func (m *manager) drop(f func(stored) bool) {
@@ -159,31 +157,10 @@ func (m *manager) names() (list []string) {
 // wait returns the first message from number from on that is ok.
 func (m *manager) wait(t *testing.T, from int, ok func(string) bool) string {
 	t.Helper()
-	limit := time.After(patient)
-	for {
-		m.mu.Lock()
-		for ; from < len(m.messages); from++ {
-			if ok(m.messages[from]) {
-				text := m.messages[from]
-				m.mu.Unlock()
-				return text
-			}
-		}
-		grown := m.grown
-		m.mu.Unlock()
-		select {
-		case <-grown:
-		case <-limit:
-			t.Fatal("the daemon does not tell the service manager what is awaited")
-		}
-	}
+	return m.messages.Wait(t, patient, from, "the awaited message to the service manager", nil, ok)
 }
 
-func (m *manager) mark() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.messages)
-}
+func (m *manager) mark() int { return m.messages.Mark() }
 
 func says(word string) func(string) bool {
 	return func(text string) bool { return slices.Contains(strings.Split(text, "\n"), word) }

@@ -175,9 +175,7 @@ func everything(h *host, t *testing.T) string {
 func (d *proc) all(t *testing.T) {
 	t.Helper()
 	d.cover(t)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range d.lines {
+	for _, l := range d.log.Since(0) {
 		if lv := l.field("level"); lv == "warn" || lv == "error" || strings.Contains(l.text, "cannot be watched") {
 			t.Errorf("the log has: %s", l.text)
 		}

@@ -103,9 +103,7 @@ func TestScale(t *testing.T) {
 		}
 	}
 	d.until(t, "sleep", asleep)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range d.lines {
+	for _, l := range d.log.Since(0) {
 		if event("drained")(l) && l.field("level") == "warn" {
 			t.Errorf("flows were cut: %s", l.text)
 		}

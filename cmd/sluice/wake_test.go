@@ -105,9 +105,7 @@ func TestBurst(t *testing.T) {
 	}
 	handed := d.until(t, "handover", func(st control.ServiceStatus) bool { return st.Held == 0 && st.HandedOver+st.Relayed > 0 })
 	held, warm := 0, false
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range d.lines {
+	for _, l := range d.log.Since(0) {
 		warm = warm || event("warm")(l)
 		if l.field("message") == "connection held" && !warm {
 			held++

@@ -156,13 +156,11 @@ func TestWakeAfterDataPaused(t *testing.T) {
 		if got := h.pod.CLI(t, "inspect", "--format", "{{.State.Status}}", st.Backends[0].Name); strings.TrimSpace(got) != "paused" {
 			t.Errorf("podman says %s after a bare connection", got)
 		}
-		d.mu.Lock()
-		for _, l := range d.lines[from:] {
+		for _, l := range d.log.Since(from) {
 			if l.fields["event"] == "waking" {
 				t.Errorf("a bare connection has woken it: %s", l.text)
 			}
 		}
-		d.mu.Unlock()
 		begin = d.mark()
 		talk(t, bare)
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"sync"
 	"syscall"
 	"time"
 
@@ -32,17 +31,14 @@ type Line struct {
 type Daemon struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed once the process has ended
-
-	mu    sync.Mutex
-	lines []Line
-	grown chan struct{} // closed and renewed with every line
+	log  testenv.Log[Line]
 }
 
 // Start runs the daemon and waits until it is ready. It ends with ctx, with t,
 // or by Stop or Kill.
 func (s *Sandbox) Start(ctx context.Context, t testenv.TB) *Daemon {
 	t.Helper()
-	d := &Daemon{done: make(chan struct{}), grown: make(chan struct{})}
+	d := &Daemon{done: make(chan struct{})}
 	d.cmd = s.Host.Command(ctx, s.program, "--config", s.config(), "run")
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -74,19 +70,13 @@ func (d *Daemon) read(sc *bufio.Scanner) {
 	for sc.Scan() {
 		l := Line{Text: sc.Text()}
 		_ = json.Unmarshal(sc.Bytes(), &l) // what is no JSON keeps its text
-		d.mu.Lock()
-		d.lines = append(d.lines, l)
-		close(d.grown)
-		d.grown = make(chan struct{})
-		d.mu.Unlock()
+		d.log.Add(l)
 	}
 }
 
 // tell logs the end of the daemon's log.
 func (d *Daemon) tell(t testenv.TB) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range d.lines[max(0, len(d.lines)-200):] {
+	for _, l := range d.log.Since(max(0, d.log.Mark()-200)) {
 		t.Logf("daemon: %s", l.Text)
 	}
 }
@@ -118,41 +108,15 @@ func (d *Daemon) end(t testenv.TB, sig syscall.Signal) {
 }
 
 // Mark is the present length of the log, for Wait.
-func (d *Daemon) Mark() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.lines)
-}
+func (d *Daemon) Mark() int { return d.log.Mark() }
 
 // Since returns the lines of the log from a mark on.
-func (d *Daemon) Since(mark int) []Line {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return append([]Line(nil), d.lines[mark:]...)
-}
+func (d *Daemon) Since(mark int) []Line { return d.log.Since(mark) }
 
 // Wait returns the first line of the log, from a mark on, that is ok.
 func (d *Daemon) Wait(t testenv.TB, from int, what string, ok func(Line) bool) Line {
 	t.Helper()
-	limit := time.After(patience)
-	for {
-		d.mu.Lock()
-		for ; from < len(d.lines); from++ {
-			if l := d.lines[from]; ok(l) {
-				d.mu.Unlock()
-				return l
-			}
-		}
-		grown := d.grown
-		d.mu.Unlock()
-		select {
-		case <-grown:
-		case <-d.done:
-			t.Fatalf("the daemon has ended")
-		case <-limit:
-			t.Fatalf("the daemon does not log: %s", what)
-		}
-	}
+	return d.log.Wait(t, patience, from, "a line of the daemon's log: "+what, d.done, ok)
 }
 
 // Event is true of the log line of an event of a service.
