@@ -58,20 +58,27 @@ func (r *reloader) Reload(ctx context.Context) error {
 	if err == nil {
 		err = r.ctl.Reload(ctx, cfg)
 	}
-	r.told(err == nil)
-	r.ctl.ConfigError(err)
 	if err != nil {
-		for line := range strings.Lines(err.Error()) {
-			r.log.Error().Str("error", strings.TrimSpace(line)).Msg("configuration not reloaded, the one in force stays")
-		}
+		r.refuse(zerolog.ErrorLevel, err)
 		return err
 	}
+	r.told(true)
+	r.ctl.ConfigError(nil)
 	r.filled = filled
 	if cfg.Daemon != r.daemon {
 		r.log.Warn().Msg("changes in [daemon] take effect with the next start")
 	}
 	r.log.Info().Int("services", len(cfg.Services)).Msg("configuration reloaded")
 	return nil
+}
+
+// refuse says why the files are not in force.
+func (r *reloader) refuse(level zerolog.Level, err error) {
+	r.told(false)
+	r.ctl.ConfigError(err)
+	for line := range strings.Lines(err.Error()) {
+		r.log.WithLevel(level).Str("error", strings.TrimSpace(line)).Msg("configuration not reloaded, the one in force stays")
+	}
 }
 
 // settle is how long a burst of file events may go on: editors write a file
@@ -128,8 +135,14 @@ func (r *reloader) run(ctx context.Context) error {
 
 // full lists the files of the configuration that have content.
 func (r *reloader) full() (list []string) {
-	more, _ := filepath.Glob(filepath.Join(filepath.Dir(r.path), "conf.d", "*.toml")) // fails for bad patterns only
-	for _, path := range append(more, r.path) {
+	all, dir := []string{r.path}, filepath.Join(filepath.Dir(r.path), "conf.d")
+	more, _ := os.ReadDir(dir) // there need not be one
+	for _, e := range more {
+		if config.Counts(e.Name()) {
+			all = append(all, filepath.Join(dir, e.Name()))
+		}
+	}
+	for _, path := range all {
 		if st, err := os.Stat(path); err == nil && st.Size() > 0 {
 			list = append(list, path)
 		}
@@ -146,10 +159,7 @@ func (r *reloader) halfSaved() bool {
 	defer r.mu.Unlock()
 	for _, path := range r.filled {
 		if st, err := os.Stat(path); err == nil && st.Size() == 0 {
-			err := fmt.Errorf("%s: the file is empty: write it, or run 'sluice reload' if that is meant", path)
-			r.log.Warn().Err(err).Msg("configuration not reloaded, the one in force stays")
-			r.told(false)
-			r.ctl.ConfigError(err)
+			r.refuse(zerolog.WarnLevel, fmt.Errorf("%s: the file is empty: write it, or run 'sluice reload' if that is meant", path))
 			return true
 		}
 	}
@@ -178,5 +188,5 @@ func (r *reloader) concerns(ev fsnotify.Event) bool {
 	}
 	base := filepath.Base(ev.Name)
 	return ev.Name == filepath.Clean(r.path) || base == "conf.d" ||
-		filepath.Base(filepath.Dir(ev.Name)) == "conf.d" && strings.HasSuffix(base, ".toml") && !strings.HasPrefix(base, ".")
+		filepath.Base(filepath.Dir(ev.Name)) == "conf.d" && config.Counts(base)
 }

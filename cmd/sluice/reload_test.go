@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/fsnotify/fsnotify"
 
 	"sluice/cmd/internal/admin"
 	"sluice/cmd/internal/control"
@@ -197,4 +200,40 @@ func TestReloadTruncated(t *testing.T) {
 	}
 	h.must(t, "reload")
 	d.waitFrom(t, from, func(l line) bool { return l.field("message") == "configuration reloaded" && l.field("services") == "0" })
+}
+
+// TestConfigurationFiles: what an editor leaves beside a file is no part of the
+// configuration: neither is it looked at when it is saved, nor missed when it is
+// cut off.
+func TestConfigurationFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := &reloader{path: filepath.Join(dir, "sluice.toml")}
+	var want []string
+	for name, counts := range map[string]bool{
+		"sluice.toml": true, "conf.d/a.toml": true, "conf.d/.a.toml": false, "conf.d/a.toml~": false, "other.toml": false,
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if counts {
+			want = append(want, path)
+		}
+		if got := r.concerns(fsnotify.Event{Name: path, Op: fsnotify.Write}); got != counts {
+			t.Errorf("%s concerns: %v, want %v", name, got, counts)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "conf.d/empty.toml"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := r.full()
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("files with content: %v, want %v", got, want)
+	}
 }

@@ -84,11 +84,16 @@ func (l *loader) readDir(dir string) {
 		return
 	}
 	for _, e := range entries {
-		// Editors leave their swap and lock files as .NAME.
-		if name := e.Name(); strings.HasSuffix(name, ".toml") && name[0] != '.' {
-			l.read(filepath.Join(dir, name))
+		if Counts(e.Name()) {
+			l.read(filepath.Join(dir, e.Name()))
 		}
 	}
+}
+
+// Counts says whether a file of that name in conf.d is read. Editors leave their
+// swap and lock files as .NAME.
+func Counts(name string) bool {
+	return strings.HasSuffix(name, ".toml") && !strings.HasPrefix(name, ".")
 }
 
 func readFile(name string) ([]byte, error) {
