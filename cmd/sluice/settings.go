@@ -77,13 +77,13 @@ func (s *settings) check(ctx context.Context, now time.Time) {
 func (s *settings) full(now time.Time) error {
 	const of = "net.netfilter.nf_conntrack_"
 	var n [2]int
-	for i, key := range []string{"count", "max"} {
-		b, err := os.ReadFile(s.root + "/" + strings.ReplaceAll(of, ".", "/") + key) //nolint:gosec // one of two
+	for i, key := range []string{of + "count", of + "max"} {
+		text, err := s.read(key)
 		if err != nil {
-			return fmt.Errorf("read %s%s: %w", of, key, err)
+			return err
 		}
-		if n[i], err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
-			return fmt.Errorf("read %s%s: %w", of, key, err)
+		if n[i], err = strconv.Atoi(text); err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
 		}
 	}
 	if n[0] < n[1]-n[1]/100 {
@@ -99,26 +99,35 @@ const putRight = "setting was changed by others and is put right"
 // forward turns forwarding on again where it was on since the daemon started.
 // Podman does so with every container that it starts.
 func (s *settings) forward(now time.Time, key string) error {
-	path := s.root + "/" + strings.ReplaceAll(key, ".", "/")
-	b, err := os.ReadFile(path) //nolint:gosec // one of two
+	text, err := s.read(key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no IPv6
 	}
 	if err != nil {
-		return fmt.Errorf("read %s: %w", key, err)
+		return err
 	}
-	if strings.TrimSpace(string(b)) != "0" {
+	if text != "0" {
 		s.forwards[key] = true
 		return nil
 	}
 	if !s.forwards[key] {
 		return nil
 	}
-	if err := os.WriteFile(path, []byte("1"), 0); err != nil { //nolint:gosec // exists
+	if err := os.WriteFile(s.path(key), []byte("1"), 0); err != nil { //nolint:gosec // exists
 		return fmt.Errorf("set %s=1: %w", key, err)
 	}
 	s.say(now, key, s.log.Warn().Str("change", key+": 0 -> 1"), putRight)
 	return nil
+}
+
+func (s *settings) path(key string) string { return s.root + "/" + strings.ReplaceAll(key, ".", "/") }
+
+func (s *settings) read(key string) (string, error) {
+	b, err := os.ReadFile(s.path(key))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", key, err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 // say logs what concerns a key, and not again for a while.
