@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/admin"
 	"sluice/cmd/internal/doctor"
 )
 
@@ -26,14 +26,14 @@ func doctorCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := config.Load(c.String("config"))
+			cfg, err := sourceOf(c).load()
 			if err != nil {
 				return err
 			}
 			if err := privileged(); err != nil {
 				return fmt.Errorf("doctor: %w", err)
 			}
-			_, down := client(c).Status(c.Context)
+			_, down := admin.Dial(cfg.Daemon.Admin).Status(c.Context)
 			host := doctor.Host{Config: cfg, Running: down == nil}
 			list := host.Examine(c.Context)
 			if inJSON {

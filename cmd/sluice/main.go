@@ -125,6 +125,22 @@ func arguments(c *cli.Context, least, most int) error {
 	return nil
 }
 
+// source is where the configuration is.
+type source struct {
+	path  string
+	admin string // --admin, which goes before daemon.admin
+}
+
+func sourceOf(c *cli.Context) source { return source{c.String("config"), c.String("admin")} }
+
+func (s source) load() (*config.Config, error) {
+	cfg, err := config.Load(s.path)
+	if err == nil && s.admin != "" {
+		cfg.Daemon.Admin = s.admin
+	}
+	return cfg, err
+}
+
 // client returns a client of the daemon: at --admin, else where the
 // configuration says, else at the default. Who then finds no daemon is told
 // where it was looked for and why there.

@@ -35,7 +35,7 @@ func reloadCommand() *cli.Command {
 // reloader reads the configuration again: on SIGHUP, on request, and when a
 // file of it is saved.
 type reloader struct {
-	path   string
+	source
 	daemon config.Daemon // as at the start
 	ctl    *control.Control
 	log    zerolog.Logger
@@ -54,7 +54,7 @@ func (r *reloader) Reload(ctx context.Context) error {
 	r.manager.to.Reloading()
 	defer r.manager.ready()
 	filled := r.full()
-	cfg, err := config.Load(r.path)
+	cfg, err := r.load()
 	if err == nil {
 		err = r.ctl.Reload(ctx, cfg)
 	}

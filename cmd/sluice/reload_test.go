@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -202,13 +203,35 @@ func TestReloadTruncated(t *testing.T) {
 	d.waitFrom(t, from, func(l line) bool { return l.field("message") == "configuration reloaded" && l.field("services") == "0" })
 }
 
+// TestReloadAdmin: --admin goes before daemon.admin in what is read again too,
+// and is no change of [daemon].
+func TestReloadAdmin(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	config := h.configure(t, "")
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, bytes.Replace(text, []byte(h.admin()), []byte("/nowhere/admin.sock"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := h.launchCommand(t, h.command(t, "--config", config, "--admin", h.admin(), "run"))
+	d.wait(t, func(l line) bool { return l.field("message") == "ready" })
+	h.must(t, "reload")
+	d.wait(t, func(l line) bool { return l.field("message") == "configuration reloaded" })
+	if d.has(0, func(l line) bool { return strings.Contains(l.field("message"), "changes in [daemon]") }) {
+		t.Error("said that [daemon] has changed")
+	}
+}
+
 // TestConfigurationFiles: what an editor leaves beside a file is no part of the
 // configuration: neither is it looked at when it is saved, nor missed when it is
 // cut off.
 func TestConfigurationFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	r := &reloader{path: filepath.Join(dir, "sluice.toml")}
+	r := &reloader{source: source{path: filepath.Join(dir, "sluice.toml")}}
 	var want []string
 	for name, counts := range map[string]bool{
 		"sluice.toml": true, "conf.d/a.toml": true, "conf.d/.a.toml": false, "conf.d/a.toml~": false, "other.toml": false,

@@ -44,17 +44,15 @@ func runCommand() *cli.Command {
 			if err := arguments(c, 0, 0); err != nil {
 				return err
 			}
-			cfg, err := config.Load(c.String("config"))
+			from := sourceOf(c)
+			cfg, err := from.load()
 			if err != nil {
 				return err
-			}
-			if a := c.String("admin"); a != "" {
-				cfg.Daemon.Admin = a
 			}
 			if err := privileged(); err != nil {
 				return fmt.Errorf("run: %w", err)
 			}
-			return daemon(c.Context, cfg, c.String("config"), c.Bool("replace"), c.App.ErrWriter)
+			return daemon(c.Context, cfg, from, c.Bool("replace"), c.App.ErrWriter)
 		},
 	}
 }
@@ -65,7 +63,7 @@ const relayGrace = 10 * time.Second
 
 // daemon runs sluice until ctx ends, or until another daemon takes over from it.
 // With replace it takes over itself, once all that it needs is there.
-func daemon(ctx context.Context, cfg *config.Config, path string, replace bool, stderr io.Writer) error {
+func daemon(ctx context.Context, cfg *config.Config, from source, replace bool, stderr io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	log := logger(cfg.Daemon, stderr)
@@ -186,7 +184,7 @@ func daemon(ctx context.Context, cfg *config.Config, path string, replace bool, 
 	})
 	close(started)
 
-	reload := &reloader{path: path, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded, manager: manager}
+	reload := &reloader{source: from, daemon: cfg.Daemon, ctl: ctl, log: log, told: record.Reloaded, manager: manager}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ctl.Run(gctx, relayGrace) })
 	api := http.NewServeMux()

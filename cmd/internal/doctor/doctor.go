@@ -29,9 +29,6 @@ type Finding struct {
 type Host struct {
 	Config  *config.Config
 	Running bool // the daemon is: its addresses and its table are in use by itself
-
-	// Root is where /proc/sys stands in for tests; "" is the host's.
-	Root string
 }
 
 // Examine looks at everything, in the order in which it should be put right.

@@ -60,20 +60,20 @@ func atLeast(release string, major, minor int) bool {
 
 // tracking looks at conntrack: whether it is there, counts, and has room.
 func (h *Host) tracking(r *report) {
-	limit, err := h.sysctl("net.netfilter.nf_conntrack_max")
+	limit, err := sysctl("net.netfilter.nf_conntrack_max")
 	if err != nil {
 		r.fail("conntrack", "modprobe nf_conntrack, and have it loaded at boot: echo nf_conntrack > /etc/modules-load.d/sluice.conf", "%v", err)
 		return
 	}
 	for _, key := range []string{"net.netfilter.nf_conntrack_events", "net.netfilter.nf_conntrack_acct"} {
-		if v, err := h.sysctl(key); err != nil {
+		if v, err := sysctl(key); err != nil {
 			r.fail("conntrack", "use a kernel with CONFIG_NF_CONNTRACK_EVENTS", "%v", err)
 			return
 		} else if v != "1" {
 			r.ok("conntrack", "%s is %s: 'sluice run' sets it to 1", key, v)
 		}
 	}
-	count, err := h.sysctl("net.netfilter.nf_conntrack_count")
+	count, err := sysctl("net.netfilter.nf_conntrack_count")
 	if err != nil {
 		r.fail("conntrack", "modprobe nf_conntrack", "%v", err)
 		return
@@ -102,21 +102,21 @@ func (h *Host) limits(r *report) {
 			r.ok("files", "at most %d open files", lim.Max)
 		}
 	}
-	if v, err := h.sysctl("net.core.somaxconn"); err == nil {
+	if v, err := sysctl("net.core.somaxconn"); err == nil {
 		if number(v) < backlog {
 			r.warn("backlog", fmt.Sprintf("sysctl -w net.core.somaxconn=%d", backlog), "net.core.somaxconn is %s: it caps start.backlog = %d", v, backlog)
 		} else {
 			r.ok("backlog", "net.core.somaxconn is %s", v)
 		}
 	}
-	if v, err := h.sysctl("net.ipv4.tcp_syncookies"); err == nil && v == "0" {
+	if v, err := sysctl("net.ipv4.tcp_syncookies"); err == nil && v == "0" {
 		r.warn("syncookies", "sysctl -w net.ipv4.tcp_syncookies=1", "net.ipv4.tcp_syncookies is 0: a SYN flood locks clients of sleeping services out")
 	}
 }
 
 // sysctl reads a setting of the calling thread's network namespace.
-func (h *Host) sysctl(key string) (string, error) {
-	b, err := os.ReadFile(h.Root + "/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
+func sysctl(key string) (string, error) {
+	b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", key, err)
 	}

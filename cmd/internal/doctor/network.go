@@ -34,7 +34,7 @@ func (h *Host) forwarding(r *report) {
 		if !keys[key] {
 			continue
 		}
-		switch v, err := h.sysctl(key); {
+		switch v, err := sysctl(key); {
 		case err != nil:
 			r.fail("forwarding", "use a kernel with it", "%v", err)
 		case v == "0":
@@ -71,7 +71,7 @@ func (h *Host) chains(r *report) {
 				"chain %s at priority %d translates before sluice does", f, f.Priority)
 		}
 	}
-	if b, err := os.ReadFile(h.Root + "/proc/net/ip_tables_names"); err == nil && strings.Contains(string(b), "filter") {
+	if b, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && strings.Contains(string(b), "filter") {
 		clear = false
 		r.warn("iptables", "iptables-legacy -L FORWARD must let translated connections pass", "rules of iptables-legacy are in force, which cannot be looked at")
 	}
