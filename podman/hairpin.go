@@ -67,21 +67,30 @@ func (n *neighbours) port(bridge uint32, pid int) (uint32, error) {
 	if err != nil {
 		return 0, fmt.Errorf("find network namespace of process %d: %w", pid, err)
 	}
-	if port, ok := ports[ns]; ok {
-		return port, nil
+	for _, p := range ports {
+		if p.ns == ns && p.master == bridge {
+			return p.index, nil
+		}
 	}
 	return 0, fmt.Errorf("no port of bridge %d leads to process %d", bridge, pid)
 }
 
-// ports are those of a bridge that lead to other namespaces, by their numbers.
-func (n *neighbours) ports(bridge uint32) (map[int32]uint32, error) {
+// port is an interface that leads to another namespace.
+type port struct {
+	ns            int32 // its number
+	index, master uint32
+}
+
+// ports are those of a bridge, or all there are for bridge 0, joined or not.
+func (n *neighbours) ports(bridge uint32) (list []port, err error) {
 	ae := netlink.NewAttributeEncoder()
-	ae.Uint32(unix.IFLA_MASTER, bridge)
+	if bridge != 0 {
+		ae.Uint32(unix.IFLA_MASTER, bridge)
+	}
 	answer, err := n.execute(unix.RTM_GETLINK, netlink.Dump, make([]byte, unix.SizeofIfInfomsg), ae)
 	if err != nil {
 		return nil, err
 	}
-	ports := make(map[int32]uint32, len(answer))
 	for _, m := range answer {
 		if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg {
 			continue
@@ -90,23 +99,23 @@ func (n *neighbours) ports(bridge uint32) (map[int32]uint32, error) {
 		if err != nil {
 			return nil, err
 		}
-		master, ns, far := uint32(0), int32(0), false
+		p, far := port{index: binary.NativeEndian.Uint32(m.Data[4:])}, false // ifi_index
 		for ad.Next() {
 			switch ad.Type() {
 			case unix.IFLA_MASTER:
-				master = ad.Uint32()
+				p.master = ad.Uint32()
 			case unix.IFLA_LINK_NETNSID:
-				ns, far = ad.Int32(), true
+				p.ns, far = ad.Int32(), true
 			}
 		}
 		if err := ad.Err(); err != nil {
 			return nil, err
 		}
-		if far && master == bridge {
-			ports[ns] = binary.NativeEndian.Uint32(m.Data[4:]) // ifi_index
+		if far {
+			list = append(list, p)
 		}
 	}
-	return ports, nil
+	return list, nil
 }
 
 // nsid is the number by which this namespace knows that of a process.

@@ -20,7 +20,8 @@ import (
 // The sockets stay in the network namespace they were opened in.
 type neighbours struct {
 	conn *rtnetlink.Conn
-	raw  *netlink.Conn // for hairpin
+	raw  *netlink.Conn // for what rtnetlink does not know
+	news *netlink.Conn // of links, see listen
 
 	mu     sync.Mutex
 	pinned map[uint32]string // hardware addresses by link
@@ -35,10 +36,16 @@ func openNeighbours() (*neighbours, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open rtnetlink socket: %w", err), conn.Close())
 	}
-	return &neighbours{conn: conn, raw: raw, pinned: map[uint32]string{}}, nil
+	news, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open rtnetlink socket: %w", err), conn.Close(), raw.Close())
+	}
+	return &neighbours{conn: conn, raw: raw, news: news, pinned: map[uint32]string{}}, nil
 }
 
-func (n *neighbours) close() error { return errors.Join(n.conn.Close(), n.raw.Close()) }
+func (n *neighbours) close() error {
+	return errors.Join(n.conn.Close(), n.raw.Close(), n.news.Close())
+}
 
 // set makes addr known at mac on the link that leads to it, or forgets what is
 // known of it if mac is nil. Setting is better than forgetting: the first SYN

@@ -23,6 +23,9 @@ const (
 	inDraining = "draining"
 )
 
+// stageNet is the network of all of them.
+const stageNet = "stage"
+
 func stagePhases() []string { return []string{inCold, inWaking, inWarm, inDraining} }
 
 // A stage is a host with one service in each phase, and its clients.
@@ -33,12 +36,13 @@ type stage struct {
 	config  string
 	clients *crowd
 
-	gone   map[string]bool // containers that were hit, by id: they serve nobody again
-	filled int             // see fill
-	victim string          // the replica of draining that drains
-	steady *callers        // of warm
-	others *callers        // of draining, at its other replica
-	pinned *callers        // those whose connections it drains for
+	gone     map[string]bool // containers that were hit, by id: they serve nobody again
+	filled   int             // see fill
+	networks int             // see addNetwork
+	victim   string          // the replica of draining that drains
+	steady   *callers        // of warm
+	others   *callers        // of draining, at its other replica
+	pinned   *callers        // those whose connections it drains for
 }
 
 func stageAddr(service string) string {
@@ -64,6 +68,7 @@ func newStage(t *testing.T, relayed, small bool) *stage {
 	if relayed {
 		s.relay = newPodmanRelay(t, s.pod, s.dir)
 	}
+	s.addNetwork(t)
 	s.config = s.write(t, "")
 	s.d = s.start(t, s.config)
 	s.until(t, inWarm, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
@@ -71,6 +76,14 @@ func newStage(t *testing.T, relayed, small bool) *stage {
 	s.drainOne(t)
 	s.visitWarm()
 	return s
+}
+
+// addNetwork makes the network, each time with other addresses: what is left of
+// the one before may have them still.
+func (s *stage) addNetwork(t *testing.T) {
+	t.Helper()
+	s.pod.CLI(t, "network", "create", "--subnet", fmt.Sprintf("172.%d.0.0/16", 16+s.networks%16), "--disable-dns", stageNet)
+	s.networks++
 }
 
 func (s *stage) visitWarm() {
@@ -114,6 +127,7 @@ listen = ["%[2]s:80/tcp"]
 [service.%[1]s.container]
 image = "%[3]s"
 port = 8080
+network = "`+stageNet+`"
 pull = "never"
 stop_timeout = "1s"
 env = { %[4]s }

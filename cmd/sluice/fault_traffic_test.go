@@ -351,6 +351,6 @@ func (c *crowd) bulk(ctx context.Context, service string) {
 // any more, or not yet: the client is told at once, or in time.
 func (c contact) lost() bool {
 	return errors.Is(c.err, syscall.ECONNRESET) || errors.Is(c.err, syscall.ECONNREFUSED) ||
-		errors.Is(c.err, syscall.EPIPE) || errors.Is(c.err, syscall.EHOSTUNREACH) || errors.Is(c.err, io.ErrUnexpectedEOF) ||
+		errors.Is(c.err, syscall.EPIPE) || errors.Is(c.err, syscall.EHOSTUNREACH) || errors.Is(c.err, syscall.ENETUNREACH) || errors.Is(c.err, io.ErrUnexpectedEOF) ||
 		errors.Is(c.err, context.DeadlineExceeded) || errors.Is(c.err, os.ErrDeadlineExceeded)
 }

@@ -63,6 +63,8 @@ type Replicas interface {
 	Network(context.Context, string) (podman.Network, error)
 	Exited(context.Context, podman.Replica) error
 	Watch(ctx context.Context, since time.Time, f func(podman.Event)) error
+	WatchBridges(ctx context.Context, gone func(bridge string)) error
+	Cut([]podman.Replica) ([]podman.Replica, error)
 }
 
 // Recorder is told what metrics are made of. All methods are cheap and safe
@@ -277,6 +279,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 	c.inheritHeld(time.Now())
 	c.work.Go(func() { c.app.run(effects) })
 	c.work.Go(func() { c.watch(effects) })
+	c.work.Go(func() { c.watchBridges(effects) })
 
 	level := time.NewTicker(levelTick)
 	defer level.Stop()

@@ -39,6 +39,9 @@ func (c *Control) look(s *service, now time.Time, r *replica) {
 	id, asked := r.id, now
 	c.work.Go(func() {
 		p, err := c.opt.Replicas.Inspect(c.ctx, id)
+		if err == nil && p.State.Live() {
+			c.cut([]podman.Replica{p})
+		}
 		c.box.post(func(now time.Time) {
 			r.looking, r.looked = false, now
 			switch {

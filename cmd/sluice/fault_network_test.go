@@ -1,0 +1,50 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/cmd/internal/control"
+)
+
+func networkFaults() []fault {
+	return []fault{
+		{name: "bridge deleted", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+			bridge := strings.TrimSpace(s.pod.CLI(t, "network", "inspect", "--format", "{{.NetworkInterface}}", stageNet))
+			s.hitEveryone(t, func() { s.Host.IP(t, "link del "+bridge) })
+		}},
+		{name: "network removed, back after 1 s", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+			s.hitEveryone(t, func() { s.pod.CLI(t, "network", "rm", "--force", "--time", "0", stageNet) })
+			s.last(time.Second)
+			s.addNetwork(t)
+			for _, service := range stagePhases() { // for what has failed is tried again ever more rarely
+				s.until(t, service, "it awake", func(st control.ServiceStatus) bool { return st.Phase == "warm" && st.Ready > 0 })
+			}
+		}},
+	}
+}
+
+// hitEveryone does something to all containers and waits until none of them is
+// sent anything any more.
+func (s *stage) hitEveryone(t *testing.T, do func()) {
+	t.Helper()
+	hit := map[string][]string{} // by service
+	for _, service := range stagePhases() {
+		for _, r := range s.status(t, service).Backends {
+			if s.runs(r.Name) {
+				s.gone[s.idOf(t, r.Name)] = true
+				hit[service] = append(hit[service], r.Address)
+			}
+		}
+	}
+	do()
+	for service, list := range hit {
+		s.until(t, service, "the containers that were hit out", func(st control.ServiceStatus) bool {
+			return !slices.ContainsFunc(st.Backends, func(r control.BackendStatus) bool {
+				return slices.Contains(list, r.Address) && (r.State == "ready" || r.State == "draining")
+			})
+		})
+	}
+}
