@@ -29,10 +29,8 @@ func (c *Control) adopt(ctx context.Context) error {
 			break
 		}
 		c.log.Error().Err(err).Dur("retry", retry).Msg("containers not listed, waiting for Podman")
-		select {
-		case <-ctx.Done():
+		if !wait(ctx, retry) {
 			return fmt.Errorf("adopt containers: %w", err)
-		case <-time.After(retry):
 		}
 	}
 	if c.opt.Commit != nil {

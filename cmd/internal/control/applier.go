@@ -106,10 +106,8 @@ func (a *applier) run(ctx context.Context) {
 			continue
 		}
 		a.log.Error().Err(err).Dur("retry", retry).Int("changes", len(todo)).Msg("table not changed")
-		select {
-		case <-ctx.Done():
+		if !wait(ctx, retry) {
 			return
-		case <-time.After(retry):
 		}
 		retry = min(2*retry, applyRetryMax)
 		a.kick()

@@ -20,7 +20,7 @@ import (
 func awaitBound(ctx context.Context, pid int, port uint16, post func(health.Result)) {
 	const least, most = time.Millisecond, 50 * time.Millisecond
 	said := false
-	for wait := least; ; wait = min(wait+wait/8, most) {
+	for pause := least; ; pause = min(pause+pause/8, most) {
 		ok, err := bound(pid, port)
 		if ok || err != nil { // without a view of its namespace nothing can be told
 			if ctx.Err() == nil {
@@ -32,10 +32,8 @@ func awaitBound(ctx context.Context, pid int, port uint16, post func(health.Resu
 			said = true
 			post(health.Result{Err: fmt.Errorf("no socket is bound to udp port %d inside", port)})
 		}
-		select {
-		case <-ctx.Done():
+		if !wait(ctx, pause) {
 			return
-		case <-time.After(wait):
 		}
 	}
 }

@@ -37,12 +37,10 @@ func (c *Control) watch(ctx context.Context) {
 			}
 			c.log.Warn().Err(err).Msg("podman's events have ended, flows go on, trying again")
 		}
-		select {
-		case <-ctx.Done():
+		if !wait(ctx, retry) {
 			return
-		case <-time.After(retry):
-			retry = min(2*retry, retryMax)
 		}
+		retry = min(2*retry, retryMax)
 	}
 }
 
