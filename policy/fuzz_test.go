@@ -225,8 +225,12 @@ func drive(t testing.TB, data []byte) {
 		return
 	}
 	want, percent := spec.Min, 0
-	if p := spec.Canary.Percent; p > 0 && p < 100 && want > 0 {
-		want, percent = want+1, p
+	if p := spec.Canary.Percent; p > 0 && p < 100 {
+		if want > 0 {
+			want, percent = want+1, p
+		} else if w.mixed() { // paused with flows, or found so, they keep their part
+			percent = p
+		}
 	}
 	if v.Ready != want || w.percent != percent {
 		w.failf("at rest with %d ready replicas, %d %% of the flows to the canary, want %d and %d %%: %+v", v.Ready, w.percent, want, percent, v)
@@ -242,7 +246,7 @@ func drive(t testing.TB, data []byte) {
 	}
 	// And it still wakes; what is paused by an alarm.
 	if len(w.kernel) > 0 && spec.Min == 0 {
-		w.step(Alarm{w.kernel[0]})
+		w.step(Alarm{w.kernel[len(w.kernel)-1]})
 		w.calm()
 		if v := w.s.View(); v.Phase != Warm {
 			w.failf("an alarm does not wake: %+v", v)

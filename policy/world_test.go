@@ -314,6 +314,13 @@ func (w *world) trial(a Map) {
 	}
 }
 
+// mixed says that the kernel's map names backends of both sides.
+func (w *world) mixed() bool {
+	canary := func(i int) bool { return w.s.backend(i).canary }
+	stable := func(i int) bool { return !canary(i) }
+	return slices.ContainsFunc(w.kernel, canary) && slices.ContainsFunc(w.kernel, stable)
+}
+
 func (w *world) tick() { w.step(Tick{}) }
 
 // ack lets the kernel take the oldest pending map.
