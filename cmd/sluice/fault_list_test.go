@@ -116,7 +116,7 @@ func (s *stage) hitAll(t *testing.T, b *blow, do func(name string)) {
 	t.Helper()
 	victims := s.victims(t)
 	for _, name := range victims {
-		s.gone[s.idOf(t, name)] = true
+		b.hit[s.idOf(t, name)] = true
 		do(name)
 	}
 	for service, name := range victims {
@@ -262,14 +262,12 @@ add element inet sluice first4 { %[3]s . tcp . 80 : %[4]s . 8080 }`,
 				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
 			}
 		}, strike: func(t *testing.T, s *stage, b *blow) {
+			awake := func(name string) bool { return s.status(t, name).Phase == "warm" }
 			for _, name := range stagePhases() {
-				if s.status(t, name).Phase == "warm" {
-					b.hit[name] = true
-				}
-			}
-			for _, name := range stagePhases() {
+				b.hit[name] = awake(name)
 				// Exit code 1 if there is none.
 				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
+				b.hit[name] = b.hit[name] || awake(name) // it may have woken meanwhile
 			}
 			b.to = time.Now()
 		}},

@@ -11,11 +11,11 @@ import (
 
 func networkFaults() []fault {
 	return []fault{
-		{name: "bridge deleted", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+		{name: "bridge deleted", promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
 			bridge := strings.TrimSpace(s.pod.CLI(t, "network", "inspect", "--format", "{{.NetworkInterface}}", stageNet))
 			s.hitEveryone(t, func() { s.Host.IP(t, "link del "+bridge) })
 		}},
-		{name: "network removed, back after 1 s", promise: onVictim, strike: func(t *testing.T, s *stage, b *blow) {
+		{name: "network removed, back after 1 s", promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
 			s.hitEveryone(t, func() { s.pod.CLI(t, "network", "rm", "--force", "--time", "0", stageNet) })
 			s.last(time.Second)
 			s.addNetwork(t)
@@ -34,7 +34,6 @@ func (s *stage) hitEveryone(t *testing.T, do func()) {
 	for _, service := range stagePhases() {
 		for _, r := range s.status(t, service).Backends {
 			if s.runs(r.Name) {
-				s.gone[s.idOf(t, r.Name)] = true
 				hit[service] = append(hit[service], r.Address)
 			}
 		}

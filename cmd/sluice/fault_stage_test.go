@@ -36,13 +36,12 @@ type stage struct {
 	config  string
 	clients *crowd
 
-	gone     map[string]bool // containers that were hit, by id: they serve nobody again
-	filled   int             // see fill
-	networks int             // see addNetwork
-	victim   string          // the replica of draining that drains
-	steady   *callers        // of warm
-	others   *callers        // of draining, at its other replica
-	pinned   *callers        // those whose connections it drains for
+	filled   int      // see fill
+	networks int      // see addNetwork
+	victim   string   // the replica of draining that drains
+	steady   *callers // of warm
+	others   *callers // of draining, at its other replica
+	pinned   *callers // those whose connections it drains for
 }
 
 func stageAddr(service string) string {
@@ -53,7 +52,7 @@ func stageAddr(service string) string {
 // and draining. The others are put to sleep again after each.
 func newStage(t *testing.T, relayed, small bool) *stage {
 	t.Helper()
-	s := &stage{host: newHost(t), gone: map[string]bool{}}
+	s := &stage{host: newHost(t)}
 	if small {
 		s.shrink(t)
 	}

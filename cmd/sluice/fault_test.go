@@ -38,14 +38,15 @@ type fault struct {
 // A blow is one time that a fault happens.
 type blow struct {
 	from, to time.Time       // what happens between may be lost, if the promise says so
-	hit      map[string]bool // services that were hit
+	hit      map[string]bool // containers that were hit, by id, or services
 	log      int             // where the log was before
 }
 
-// onVictim: connections that came to the container that was hit before it was
-// out of the map. Those that it has answered are lost whenever their clients
-// find out, see stage.gone.
-func onVictim(c contact, b *blow) bool { return c.server == "" && inGap(c, b) }
+// onVictim: connections to the container that was hit, and those that came to
+// it before it was out of the map.
+func onVictim(c contact, b *blow) bool {
+	return b.hit[c.server] || c.server == "" && inGap(c, b)
+}
 
 // inGap: connections that were under way in the time of the fault.
 func inGap(c contact, b *blow) bool {
@@ -118,10 +119,10 @@ func (s *stage) endure(t *testing.T, f fault, table *cells) {
 			t.Errorf("%s: %s does not serve afterwards: %v", f.name, name, err)
 		}
 	}
-	// What has begun before has an answer or has failed by now, or is waited for.
-	if err := s.clients.settle(ctx, later); err != nil {
-		t.Errorf("%s: %v", f.name, err)
-	}
+	s.clients.settle(t, later, func(c contact) bool {
+		c.ended = later
+		return f.promise != nil && f.promise(c, b)
+	})
 	cold.end()
 	waking.end()
 	s.judge(t, f, b, began, table)
@@ -153,7 +154,7 @@ func (s *stage) judge(t *testing.T, f fault, b *blow, began time.Time, table *ce
 				continue
 			}
 			x.failed++
-			if c.lost() && (s.gone[c.server] || f.promise != nil && f.promise(c, b)) {
+			if c.lost() && (c.excused || f.promise != nil && f.promise(c, b)) {
 				x.allowed++
 				continue
 			}
