@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // gather dials n connections and holds them.
@@ -69,6 +72,43 @@ func TestBatch(t *testing.T) {
 		}
 		talks.Wait()
 		l.thawed(t)
+	}
+}
+
+// TestTwins: clients call two addresses of a service from the same ports, and what
+// they say to the one must not be mistaken for what they say to the other.
+func TestTwins(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.serve(t, greet)
+	const pairs = maxMoving + 50 // so that not all are under way at once
+	var clients []*net.TCPConn
+	var batch []Held
+	for _, service := range []netip.AddrPort{service4, netip.AddrPortFrom(service4.Addr(), 81)} {
+		l.cold(t, service)
+		h := l.hold(t, service)
+		for i := range pairs {
+			clients = append(clients, dial(t, l.Client, service, func(fd int) error {
+				return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+					unix.Bind(fd, &unix.SockaddrInet4{Port: 4000 + i, Addr: l.ClientAddr4.As4()}))
+			}))
+			batch = append(batch, h.accept())
+		}
+		l.warm(t, service)
+	}
+	results := l.handover(l.porter, batch...)
+	for i, r := range results[:pairs] {
+		if r.Reason != Done || r.Err != nil {
+			t.Errorf("%v: result %+v", batch[i].Client, r)
+		} else if err := finish(clients[i], clients[i].LocalAddr(), nil, text(1000, uint64(i))); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, r := range results[pairs:] {
+		if r.Reason != Refused || r.Err != nil {
+			t.Errorf("%v, the other of the two: result %+v", batch[pairs+i].Client, r)
+		}
+		unix.Close(batch[pairs+i].FD)
 	}
 }
 

@@ -67,6 +67,7 @@
 //	client and backend behind the same device         relay_hairpin: answers would not come by here
 //	backend refuses                                   relay_refused
 //	backend has a connection of the same addresses    relay_refused (TestTaken)
+//	  or one is on its way there                      relay_refused (TestTwins)
 //	backend does not answer within 1.5 s              relay_timeout
 //	rules or tracking cannot be changed               relay_error (TestBroken)
 //	packets lost between host and backend             handover (TestLoss)

@@ -23,6 +23,7 @@ type move struct {
 // is frozen no more, which may be long before.
 func (p *Porter) move(ctx context.Context, t *tap, h *Held, thawed func()) Result {
 	m := &move{Held: h, p: p, tap: t, peer: t.peer(h.pair())}
+	defer p.release(h.pair())
 	defer t.forget(h.pair())
 
 	reason, err := m.connect(ctx)

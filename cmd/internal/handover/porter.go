@@ -68,6 +68,9 @@ type Porter struct {
 	wire    *wire
 	routes  *router
 	accECN  bool
+
+	mu     sync.Mutex
+	moving map[pair]bool
 }
 
 // Open makes a Porter for the network namespace of the calling thread, in which
@@ -82,7 +85,7 @@ func Open(f Freezer, t Tracker) (*Porter, error) {
 	if err != nil {
 		return nil, errors.Join(err, w.close())
 	}
-	p := &Porter{freezer: f, wire: w, routes: r, accECN: accurateECN()}
+	p := &Porter{freezer: f, wire: w, routes: r, accECN: accurateECN(), moving: make(map[pair]bool)}
 	p.thaw.do = func(ts []nft.Tuple) []error { return all(len(ts), f.Unfreeze(ts)) }
 	p.replace.do = func(es []conntrack.Entry) []error { return replace(t, es) }
 	return p, nil
@@ -122,7 +125,8 @@ func (p *Porter) Handover(ctx context.Context, batch []Held, done func(int, Resu
 	}
 	t, err := openTap(pairs)
 	if err != nil {
-		for _, i := range todo {
+		for j, i := range todo {
+			p.release(pairs[j])
 			done(i, Result{Reason: Unable, Err: err})
 		}
 		return
@@ -143,6 +147,7 @@ func (p *Porter) Handover(ctx context.Context, batch []Held, done func(int, Resu
 		if err := p.freezer.Freeze(tuples, freezeTimeout); err != nil {
 			for _, i := range now {
 				t.forget(batch[i].pair())
+				p.release(batch[i].pair())
 				done(i, Result{Reason: Unable, Err: fmt.Errorf("freeze: %w", err)})
 				<-slots
 			}
@@ -185,6 +190,9 @@ func (p *Porter) sort(batch []Held, done func(int, Result)) []int {
 				reason = info.refuse()
 			}
 		}
+		if reason == "" && !p.claim(h.pair()) {
+			reason = Refused
+		}
 		switch reason {
 		case "":
 			todo = append(todo, i)
@@ -195,6 +203,24 @@ func (p *Porter) sort(batch []Held, done func(int, Result)) []int {
 		done(i, Result{Reason: reason, Err: err})
 	}
 	return todo
+}
+
+// claim takes a pair of addresses for one attempt, until release. A client may call
+// two addresses of a service from the same port: to the backend both would be one.
+func (p *Porter) claim(k pair) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.moving[k] {
+		return false
+	}
+	p.moving[k] = true
+	return true
+}
+
+func (p *Porter) release(k pair) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.moving, k)
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort {
