@@ -63,6 +63,9 @@ func (p *predecessor) replace(w http.ResponseWriter, r *http.Request) error {
 	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+replaceProto+"\r\n\r\n"); err != nil {
 		return err
 	}
+	// When this daemon is told to stop the other either has committed or cannot
+	// any more.
+	defer context.AfterFunc(r.Context(), func() { _ = conn.CloseRead() })()
 	if err := inherit.Await(conn); err != nil {
 		return err
 	}

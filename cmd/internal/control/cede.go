@@ -23,7 +23,8 @@ type cession struct {
 }
 
 // Cede gives way to another daemon. give is called with all sockets, which stay
-// the control's, while nothing is accepted, decided or changed; if it returns nil
+// the control's, while nothing is accepted, decided or changed, and has to return
+// soon after ctx, or the context of Run, has ended; if it returns nil
 // the other daemon has taken over, and Run ends as by its context, but without a
 // word to those that were held. Otherwise all goes on as before.
 func (c *Control) Cede(ctx context.Context, give func([]inherit.Socket) error) error {
@@ -98,10 +99,7 @@ func (c *Control) cede(ctx context.Context) bool {
 	ceded := false
 	select {
 	case q.ready <- socks:
-		select {
-		case ceded = <-q.end:
-		case <-ctx.Done():
-		}
+		ceded = <-q.end // also after the end of ctx: the other may have it all by now
 	case <-q.end:
 	case <-ctx.Done():
 	}
@@ -183,7 +181,8 @@ func (c *Control) relisten() {
 	}
 }
 
-// call is for effects that change containers.
+// call is for effects that another daemon has to find done: on containers, and
+// on files.
 func (c *Control) call(f func()) {
 	c.calls.Add(1)
 	c.work.Go(func() {

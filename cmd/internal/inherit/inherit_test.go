@@ -147,6 +147,27 @@ func TestPass(t *testing.T) {
 	}
 }
 
+// TestTakenBack: a successor whose predecessor goes on by itself is told so.
+func TestTakenBack(t *testing.T) {
+	t.Parallel()
+	old, young := pair(t)
+	given := make(chan error, 1)
+	go func() { given <- errors.Join(Await(old), Give(old, nil)) }()
+	if _, err := Take(young); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-given; err == nil {
+		t.Error("given away without a word of the other")
+	}
+	_ = old.Close()
+	if err := Commit(young); err == nil {
+		t.Error("both go on")
+	}
+}
+
 // TestTakeNonsense: what another program may say is an error.
 func TestTakeNonsense(t *testing.T) {
 	t.Parallel()

@@ -153,11 +153,12 @@ func Commit(conn *net.UnixConn) error {
 	if err := conn.SetDeadline(time.Now().Add(passTimeout)); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(conn, lineCommit+"\n"); err != nil {
-		return fmt.Errorf("take over: %w", err)
+	_, err := io.WriteString(conn, lineCommit+"\n")
+	if err == nil {
+		err = expect(conn, lineGone)
 	}
-	if err := expect(conn, lineGone); err != nil {
-		return fmt.Errorf("take over: the running daemon has gone on by itself: %w", err)
+	if err != nil {
+		return fmt.Errorf("take over: the running daemon does not give way any more: %w", err)
 	}
 	return nil
 }
