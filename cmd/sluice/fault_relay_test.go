@@ -24,6 +24,7 @@ type podmanRelay struct {
 	mu      sync.Mutex
 	delay   time.Duration
 	full    bool
+	listing chan func() // gets what lets a question for all containers pass; nil: they pass
 	streams map[*http.Request]context.CancelFunc
 }
 
@@ -50,7 +51,7 @@ func newPodmanRelay(t *testing.T, pod *testenv.Podman, dir string) *podmanRelay 
 		defer cancel()
 		q = q.WithContext(ctx)
 		r.mu.Lock()
-		delay, full := r.delay, r.full
+		delay, full, listing := r.delay, r.full, r.listing
 		if strings.HasSuffix(q.URL.Path, "/events") {
 			r.streams[q] = cancel
 		}
@@ -61,6 +62,15 @@ func newPodmanRelay(t *testing.T, pod *testenv.Podman, dir string) *podmanRelay 
 			r.mu.Unlock()
 		}()
 		pause(ctx, delay)
+		if listing != nil && strings.HasSuffix(q.URL.Path, "/containers/json") {
+			pass, stop := context.WithCancel(ctx)
+			select {
+			case listing <- stop:
+			case <-ctx.Done():
+			}
+			<-pass.Done()
+			stop()
+		}
 		if full && q.Method == http.MethodPost {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusInternalServerError)

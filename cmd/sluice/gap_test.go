@@ -271,6 +271,58 @@ func TestReplaceFails(t *testing.T) {
 	replied(t, h.ask(t))
 }
 
+// TestReplaceUndecided: a daemon that has all it needs, but has not taken over,
+// takes no datagram and forgets no verdict: if it ends then, nothing is lost.
+func TestReplaceUndecided(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	relay := newPodmanRelay(t, h.pod, h.dir)
+	relay.listing = make(chan func())
+	text := strings.Replace(web(`idle = "5m"`, `PORT = "0", UDP_PORT = "8080"`, ""), ":80/tcp", ":80/udp", 1)
+	d := h.start(t, h.configure(t, text+"[service.web.canary]\npercent = 50\n[service.web.canary.container]\nenv = { NAME = \"canary\" }\n"))
+	h.must(t, "canary", "abort", "web")
+	verdicts := filepath.Join(h.state(), "canaries.json")
+	before, err := os.ReadFile(verdicts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(shortDir(t), "sluice.toml")
+	text = fmt.Sprintf("[daemon]\npodman = \"unix://%s\"\nadmin = %q\nstate = %q\nlog_format = \"json\"\n", relay.path, h.admin(), h.state()) + text
+	if err := os.WriteFile(other, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next := h.launchCommand(t, h.command(t, "--config", other, "run", "--replace"))
+	select {
+	case <-relay.listing:
+	case <-time.After(patient):
+		t.Fatal("the other daemon does not come so far")
+	}
+	c := h.datagrams(t)
+	c.send(t, "one")
+	c.send(t, "two")
+	testenv.Eventually(t, patient, func() (bool, string) {
+		sockets := h.Host.Run(t, "ss", "-Hun", "-a", "src", address+":80")
+		words := strings.Fields(sockets) // state, bytes to be read
+		return len(words) > 1 && words[1] != "0", "no datagram waits in the socket: " + sockets
+	})
+	next.signal(t, syscall.SIGKILL)
+	next.end(t)
+	d.wait(t, func(l line) bool { return strings.Contains(l.field("message"), "this one goes on") })
+	c.replied(t)
+	if after, err := os.ReadFile(verdicts); err != nil || string(after) != string(before) {
+		t.Errorf("verdicts were %s, now %s, %v", before, after, err)
+	}
+
+	// Nor does it take over from one that has been stopped meanwhile.
+	next = h.launchCommand(t, h.command(t, "--config", other, "run", "--replace"))
+	pass := <-relay.listing
+	d.signal(t, syscall.SIGTERM)
+	d.end(t)
+	pass()
+	next.end(t)
+	next.wait(t, func(l line) bool { return strings.Contains(l.text, "does not give way any more") })
+}
+
 // datagrams is a client of a UDP service.
 type datagrams struct {
 	net.Conn

@@ -42,6 +42,12 @@ func (c *Control) adopt(ctx context.Context) error {
 	c.orphans(found, table)
 
 	c.adopted = true
+	c.lapse(c.opt.Config.Services)
+	for _, l := range c.listeners {
+		if l.dg != nil {
+			l.dg.Resume()
+		}
+	}
 	now := time.Now()
 	for _, s := range c.services {
 		var left []podman.Replica

@@ -138,7 +138,7 @@ func (c *Control) record(done func(error)) {
 		done(nil)
 		return
 	}
-	c.work.Go(func() {
+	c.call(func() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		var err error

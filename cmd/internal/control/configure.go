@@ -72,9 +72,9 @@ func (c *Control) configure(now time.Time, cfg *config.Config) error {
 			c.change(s, now, sc)
 		}
 	}
-	c.lapse(cfg.Services)
 	c.detach()
-	if c.adopted {
+	if c.adopted { // else another daemon may go on
+		c.lapse(cfg.Services)
 		for _, s := range added {
 			c.begin(s, now, nil, nil)
 		}

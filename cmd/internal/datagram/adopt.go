@@ -13,7 +13,8 @@ import (
 // Adopt is Listen with a socket that another process has opened, and the
 // datagrams that wait in it. file has those that it held, as [Config.Journal] was
 // given it or Suspend returned it; -1 is none. Both belong to the listener,
-// unless Adopt fails.
+// unless Adopt fails. It begins suspended: until Resume the other process may
+// go on instead, and nothing is taken out of the socket.
 func (g *Group) Adopt(id uint64, addr netip.AddrPort, fd, file int) (*Listener, error) {
 	l, err := g.adopt(id, addr, fd, file)
 	if err != nil {
@@ -56,6 +57,7 @@ func (g *Group) adopt(id uint64, addr netip.AddrPort, fd, file int) (*Listener, 
 		if l.journal = j; j != nil && g.cfg.Journal != nil {
 			g.cfg.Journal(addr, j.fd)
 		}
+		l.suspended = true
 		l.resume(left)
 		// As if they came now.
 		l.todo = append(l.todo, func() {

@@ -229,5 +229,5 @@ func (l *Listener) Suspend() (fd int, err error) {
 	return fd, nil
 }
 
-// Resume ends Suspend.
+// Resume ends Suspend, and begins after Adopt.
 func (l *Listener) Resume() { l.post(func() { l.suspended = false }) }
