@@ -50,8 +50,10 @@ func (sc *scaler) reset() {
 	sc.samples, sc.recs, sc.panicAt = sc.samples[:0], sc.recs[:0], time.Time{}
 }
 
-// observe adds a load and says whether any flow has begun since the last.
-func (sc *scaler) observe(now time.Time, flows, queued int, total uint64) (begun bool) {
+// observe adds a load and says whether any flow has begun since the last. Loads
+// older than keep go: there may be nobody who asks for a number of replicas.
+func (sc *scaler) observe(now time.Time, keep time.Duration, flows, queued int, total uint64) (begun bool) {
+	sc.forget(now, keep)
 	if n := len(sc.samples); n > 1 && sc.samples[n-1].at.Sub(sc.samples[n-2].at) < grain {
 		sc.samples = sc.samples[:n-1]
 	}
@@ -61,12 +63,16 @@ func (sc *scaler) observe(now time.Time, flows, queued int, total uint64) (begun
 	return begun
 }
 
+func (sc *scaler) forget(now time.Time, keep time.Duration) {
+	for len(sc.samples) > 0 && now.Sub(sc.samples[0].at) > keep {
+		sc.samples = sc.samples[1:]
+	}
+}
+
 // desired recommends a number of replicas between 1 and Max for what was
 // observed, of which ready carry it now. Without any sample it says ready.
 func (sc *scaler) desired(now time.Time, c Scaling, ready int) int {
-	for len(sc.samples) > 0 && now.Sub(sc.samples[0].at) > c.Stable {
-		sc.samples = sc.samples[1:]
-	}
+	sc.forget(now, c.Stable)
 	for len(sc.recs) > 0 && now.Sub(sc.recs[0].at) > c.Stable {
 		sc.recs = sc.recs[1:]
 	}

@@ -47,7 +47,7 @@ func TestScaler(t *testing.T) {
 		var sc scaler
 		now := time.Unix(1e9, 0)
 		for s := range 91 {
-			sc.observe(now, tt.load(s), 0, 0)
+			sc.observe(now, c.Stable, tt.load(s), 0, 0)
 			got := sc.desired(now, c, tt.ready)
 			if want, ok := tt.at[s]; ok && got != want {
 				t.Errorf("%s: %d wanted after %d s, want %d", tt.name, got, s, want)
@@ -69,7 +69,7 @@ func TestScalerPanic(t *testing.T) {
 		if s < 3 {
 			load, ready = 50, 1
 		}
-		sc.observe(now, load, 0, 0)
+		sc.observe(now, c.Stable, load, 0, 0)
 		got := sc.desired(now, c, ready)
 		switch {
 		case s < 12 && got < 5:
@@ -93,19 +93,42 @@ func TestScalerRate(t *testing.T) {
 	c := Scaling{Max: 1000, Rate: 5, Utilization: 0.5, Stable: 20 * time.Second, Panic: 4 * time.Second}
 	sc := scaler{total: 1000}
 	now := time.Unix(1e9, 0)
-	sc.observe(now, 1, 0, 1000)
-	sc.observe(now.Add(time.Millisecond), 1, 0, 1003)
+	sc.observe(now, c.Stable, 1, 0, 1000)
+	sc.observe(now.Add(time.Millisecond), c.Stable, 1, 0, 1003)
 	if n := sc.desired(now.Add(time.Millisecond), c, 1); n != 2 { // 3 a second, 2.5 for each
 		t.Errorf("%d wanted for three flows in a millisecond", n)
 	}
 	for i := range 20 {
 		now = now.Add(time.Second)
-		sc.observe(now, 1, 0, 1003+uint64(i+1)*10)
+		sc.observe(now, c.Stable, 1, 0, 1003+uint64(i+1)*10)
 	}
 	if need := sc.need(now, c, c.Stable); math.Abs(need-4) > 0.1 {
 		t.Errorf("%.2f needed for ten flows a second, want 4", need)
 	}
-	if begun := sc.observe(now, 1, 0, 7); begun {
+	if begun := sc.observe(now, c.Stable, 1, 0, 7); begun {
 		t.Error("a lower total is no new flow")
+	}
+}
+
+// TestScalerForgets: loads are not kept beyond the window where nobody asks what
+// they call for: of a service that idles at its minimum, of one without replicas,
+// and of one for which members serve.
+func TestScalerForgets(t *testing.T) {
+	t.Parallel()
+	idle := testSpec()
+	idle.Min = 1
+	fixed := testSpec()
+	fixed.Max = 0
+	spare := testSpec()
+	spare.Priority = 1
+	for name, spec := range map[string]Spec{"idle": idle, "fixed": fixed, "spare": spare} {
+		w := newWorld(t, spec)
+		if name != "idle" {
+			w.list(1 | 1<<2)
+		}
+		w.pass(10 * time.Minute)
+		if n := len(w.s.scaler.samples); w.s.Phase() != Warm || n > 21 {
+			t.Errorf("%s, %v: %d loads kept", name, w.s.Phase(), n)
+		}
 	}
 }

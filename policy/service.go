@@ -133,7 +133,7 @@ func (s *Service) take(ev Event) {
 			s.manualT = time.Time{}
 		}
 		if !s.routable() {
-			s.scaler.observe(s.now, len(s.held), ev.Queued, s.scaler.total)
+			s.scaler.observe(s.now, s.spec.Stable, len(s.held), ev.Queued, s.scaler.total)
 		}
 	case Prepared:
 		if b := s.backend(ev.Index); b != nil && b.state == Preparing {
@@ -369,7 +369,7 @@ func (s *Service) load(l Load) {
 	}
 	waiting := len(s.held) + l.Queued
 	s.level(l.New)
-	begun := s.scaler.observe(s.now, total, waiting, l.New)
+	begun := s.scaler.observe(s.now, s.spec.Stable, total, waiting, l.New)
 	moved := l.Bytes != s.bytes
 	s.bytes = l.Bytes
 	if begun || waiting > 0 || total > 0 && (moved || !s.spec.IdleBytes) {
