@@ -71,6 +71,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Count:
 		r := s.replica(a.Index)
 		names := c.backends(s, r)
+		carries := r.carries // what is being handed over now may be a flow too late for the dump
 		c.work.Go(func() {
 			n, err := c.live(names)
 			if err != nil {
@@ -78,7 +79,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 			}
 			c.box.post(func(now time.Time) {
 				s.log.Debug().Err(err).Str("backend", r.name).Int("flows", n).Msg("flows counted")
-				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + r.carries, Known: err == nil})
+				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + max(carries, r.carries), Known: err == nil})
 			})
 		})
 	case policy.Serve:
