@@ -133,6 +133,26 @@ func TestWakeAfterData(t *testing.T) {
 	talk(t, bare)
 }
 
+// TestSilentOutlives: a connection on which nothing has been said yet is still
+// there after the daemon was killed, if somebody keeps it.
+func TestSilentOutlives(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	m := newManager(t, h)
+	config := h.configure(t, waitsForData(web(`idle = "5m"`, "", "")))
+	d := m.start(t, h, config)
+	bare, _ := h.dial(t)
+	m.untilNames(t, "the silent connection", holding)
+	d.signal(t, syscall.SIGKILL)
+	d.end(t)
+	d = m.start(t, h, config)
+	if st := d.until(t, "the silent connection", func(st control.ServiceStatus) bool { return st.Silent == 1 }); st.Phase != "cold" {
+		t.Errorf("it has woken the service: %+v", st)
+	}
+	talk(t, bare)
+	m.untilNames(t, "the listener alone", func(names []string) bool { return len(names) == 1 })
+}
+
 // TestWakeAfterDataPaused: to a paused service a connection is no alarm; its
 // first byte is.
 func TestWakeAfterDataPaused(t *testing.T) {

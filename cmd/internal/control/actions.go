@@ -85,9 +85,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 	case policy.Serve:
 		c.take(s, now, a.Conn, a.Index)
 	case policy.Reset:
-		h := s.held[a.Conn]
-		c.unkeep(&h)
-		c.refuse(h)
+		c.refuse(s.held[a.Conn])
 		delete(s.held, a.Conn)
 	case policy.Note:
 		c.note(s, now, a)

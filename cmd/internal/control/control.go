@@ -130,6 +130,7 @@ type Control struct {
 	levelled  map[*service]bool   // those whose loads are levelled now
 	paused    map[*service]bool   // those with a paused backend
 	hushed    map[*service]bool   // those with silent connections
+	hushKept  int                 // of these, those that were kept since the last tick
 	owners    map[uint64]*service // of these
 	tallies   map[conntrack.Backend]*tally
 	leaving   map[*tally]bool // those whose replica has left
@@ -389,6 +390,7 @@ func (c *Control) refuse(h held) {
 		h.dg.Refuse(h.id)
 		return
 	}
+	c.unkeep(&h)
 	c.reset(h.fd)
 }
 

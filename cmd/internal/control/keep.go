@@ -153,13 +153,11 @@ func (c *Control) inheritHeld(now time.Time) {
 		l := c.listenerOf(sock.FD)
 		if l == nil || l.service == nil {
 			c.log.Warn().Str("socket", sock.Name).Msg("held connection of an earlier run reset: no service has its address any more")
-			c.unkeep(&h)
 			c.refuse(h)
 			continue
 		}
 		h.endpoint = l.endpoint
 		if l.service.stranger(h) {
-			c.unkeep(&h)
 			c.refuse(h)
 			continue
 		}

@@ -31,6 +31,9 @@ const (
 	// while a service wakes: enough to tell how many replicas it takes. More of
 	// them wait in the kernel's queue, among others that may be silent.
 	spokenMost = 256
+	// keepRate is how many silent connections the service manager is given to
+	// keep in a second: whoever only connects and leaves is not to keep it busy.
+	keepRate = 64
 )
 
 // Silence tells when a connection has said something.
@@ -72,14 +75,14 @@ func (c *Control) silent(s *service, h held) bool {
 	case said:
 		return false
 	case err != nil: // reset, or closed without a word
-		c.reset(h.fd)
+		c.refuse(h)
 		return true
 	}
 	c.nextConn++
 	id := c.nextConn
 	if err := c.opt.Silence.Add(h.fd, id); err != nil {
 		s.log.Warn().Err(err).Msg("silent connection reset")
-		c.reset(h.fd)
+		c.refuse(h)
 		return true
 	}
 	if s.silents.by == nil {
@@ -89,6 +92,7 @@ func (c *Control) silent(s *service, h held) bool {
 	s.silents.order = append(s.silents.order, id)
 	c.hushed[s] = true
 	c.owners[id] = s
+	c.keepSilent(s, id)
 	for len(s.silents.by) > silentEach {
 		c.oust(s)
 	}
@@ -179,19 +183,35 @@ func (q *silents) oldest() (id uint64, h held, ok bool) {
 // does so at once.
 func (c *Control) oust(s *service) {
 	if id, _, ok := s.silents.oldest(); ok {
-		c.reset(c.unhush(s, id).fd)
+		c.refuse(c.unhush(s, id))
+	}
+}
+
+// keepSilent leaves a silent connection to the next run, if there were not too
+// many of late: then it is the next tick's.
+func (c *Control) keepSilent(s *service, id uint64) {
+	if h := s.silents.by[id]; h.kept == "" && c.opt.Keep != nil && c.hushKept < keepRate {
+		c.hushKept++
+		c.keep(&h)
+		s.silents.by[id] = h
 	}
 }
 
 // outwait resets the silent connections whose time is up.
 func (c *Control) outwait(now time.Time) {
+	c.hushKept = 0
 	for s := range c.hushed {
+		for _, id := range s.silents.order {
+			if _, ok := s.silents.by[id]; ok {
+				c.keepSilent(s, id)
+			}
+		}
 		for {
 			id, h, ok := s.silents.oldest()
 			if !ok || now.Sub(h.at) < s.cfg.Start.Timeout {
 				break
 			}
-			c.reset(c.unhush(s, id).fd)
+			c.refuse(c.unhush(s, id))
 		}
 	}
 }
@@ -205,7 +225,7 @@ func (c *Control) admit(s *service, now time.Time) {
 	for _, id := range s.silents.sorted() {
 		h := c.unhush(s, id)
 		if _, err := spoken(h.fd); err != nil {
-			c.reset(h.fd)
+			c.refuse(h)
 			continue
 		}
 		c.hold(s, now, h)
@@ -219,8 +239,7 @@ func (c *Control) silence(s *service) {
 	}
 }
 
-// bequeath leaves them to the next run. They are not kept before that: they are
-// many, and nobody has asked for anything yet.
+// bequeath leaves them to the next run, also those that came too fast to be kept.
 func (c *Control) bequeath(s *service) {
 	for _, id := range s.silents.sorted() {
 		h := c.unhush(s, id)

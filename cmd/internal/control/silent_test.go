@@ -79,7 +79,7 @@ func TestSilent(t *testing.T) { // descriptors are looked at by number: not para
 
 	// Out of order, and each by its own time.
 	for id := range last.silents.by {
-		c.reset(c.unhush(last, id).fd)
+		c.refuse(c.unhush(last, id))
 		break
 	}
 	c.outwait(now.Add(time.Minute))
@@ -89,6 +89,43 @@ func TestSilent(t *testing.T) { // descriptors are looked at by number: not para
 	c.silence(last)
 	if len(c.owners)+len(c.hushed)+len(watched)+len(last.silents.order) != 0 {
 		t.Errorf("left: %d, %d, %d", len(c.owners), len(c.hushed), len(watched))
+	}
+}
+
+// kept is a keeper that counts.
+type kept map[string]int
+
+func (k kept) Store(name string, fd int) { k[name] = fd }
+func (k kept) Remove(name string)        { delete(k, name) }
+
+// TestSilentKept: silent connections are left to the next run, only so many in a
+// second, and not for longer than they are there.
+func TestSilentKept(t *testing.T) { // as TestSilent
+	k := kept{}
+	c := &Control{opt: Options{Silence: nothing{}, Keep: k}, log: zerolog.Nop(), hushed: map[*service]bool{}, owners: map[uint64]*service{}, box: newMailbox()}
+	cfg := config.Service{Name: "s", WakeAfter: config.WakeAfterData, Start: config.Start{Timeout: time.Minute}}
+	s := &service{name: "s", cfg: cfg, policy: policy.New(policy.Spec{}), log: zerolog.Nop(), held: map[uint64]held{}}
+	now := time.Now()
+	for range 2*keepRate + 10 {
+		fd := mute(t)
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 9}); err != nil {
+			t.Fatal(err)
+		}
+		c.silent(s, held{fd: fd, at: now})
+	}
+	for _, want := range []int{keepRate, 2 * keepRate, 2*keepRate + 10, 2*keepRate + 10} {
+		if len(k) != want {
+			t.Errorf("%d kept, want %d", len(k), want)
+		}
+		c.outwait(now)
+	}
+	c.oust(s)
+	if len(k) != 2*keepRate+9 {
+		t.Errorf("%d kept after one has gone", len(k))
+	}
+	c.silence(s)
+	if len(k) != 0 {
+		t.Errorf("still kept: %v", k)
 	}
 }
 
