@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 		if os.Getenv(noUring) != "" {
 			refuse(unix.SYS_IO_URING_SETUP)
 		}
+		if fd := os.Getenv(wardenEnv); fd != "" {
+			obey(fd)
+		}
 		main()
 	}
 	// These tests wait for other processes more than they compute.
@@ -57,6 +60,7 @@ type host struct {
 	dir    string
 	resolv string   // what the daemon finds at /etc/resolv.conf; "": the machine's own
 	by     []string // a program, with its arguments, that starts the daemon
+	warden *warden  // over the daemon's system calls; nil: none
 }
 
 func newHost(t *testing.T) *host {
@@ -148,7 +152,11 @@ func (h *host) start(t *testing.T, config string) *proc {
 
 func (h *host) launch(t *testing.T, config string) *proc {
 	t.Helper()
-	return h.launchCommand(t, h.command(t, "--config", config, "run"))
+	cmd := h.command(t, "--config", config, "run")
+	if h.warden != nil {
+		h.warden.watch(t, cmd)
+	}
+	return h.launchCommand(t, cmd)
 }
 
 func (h *host) launchCommand(t *testing.T, cmd *exec.Cmd) *proc {

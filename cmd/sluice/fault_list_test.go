@@ -25,6 +25,7 @@ type faultGroup struct {
 	name    string
 	relayed bool
 	small   bool // Podman's storage
+	watched bool // the daemon's system calls
 	faults  []fault
 }
 
@@ -35,6 +36,7 @@ func faultGroups() []faultGroup {
 		{name: "container", faults: containerFaults()},
 		{name: "network", faults: networkFaults()},
 		{name: "kernel", faults: kernelFaults()},
+		{name: "memory", watched: true, faults: memoryFaults()},
 		{name: "daemon", faults: daemonFaults()},
 		{name: "full", small: true, faults: fullFaults()},
 	}

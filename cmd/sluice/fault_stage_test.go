@@ -50,10 +50,10 @@ func stageAddr(service string) string {
 
 // newStage brings up the services that stay as they are for many faults: warm
 // and draining. The others are put to sleep again after each.
-func newStage(t *testing.T, relayed, small bool) *stage {
+func newStage(t *testing.T, g faultGroup) *stage {
 	t.Helper()
 	s := &stage{host: newHost(t)}
-	if small {
+	if g.small {
 		s.shrink(t)
 	}
 	addrs := map[string]string{}
@@ -64,8 +64,11 @@ func newStage(t *testing.T, relayed, small bool) *stage {
 		}
 	}
 	s.clients = newCrowd(s.Client, addrs)
-	if relayed {
+	if g.relayed {
 		s.relay = newPodmanRelay(t, s.pod, s.dir)
+	}
+	if g.watched {
+		s.warden = newWarden(t)
 	}
 	s.addNetwork(t)
 	s.config = s.write(t, "")

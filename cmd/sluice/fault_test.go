@@ -195,7 +195,7 @@ func TestFaults(t *testing.T) {
 	for _, group := range faultGroups() {
 		t.Run(group.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStage(t, group.relayed, group.small)
+			s := newStage(t, group)
 			for _, f := range group.faults {
 				s.endure(t, f, table)
 			}

@@ -191,7 +191,7 @@ func daemon(ctx context.Context, cfg *config.Config, from source, replace bool, 
 	api.Handle("/", admin.Handler(ctl, reload))
 	api.Handle("POST "+replacePath, &predecessor{
 		ctl: ctl, managed: manager.to != nil, daemon: cfg.Daemon, admin: adminLn, metrics: metricsLn,
-		restore: func() { restore(table, log) }, log: log,
+		restore: func() { restore(table, log, new(bool)) }, log: log,
 	})
 	// Until this daemon is the one, the other answers, and looks after the table.
 	serve := func(f func() error) {
@@ -329,23 +329,59 @@ func listen(ctx context.Context, ctl *control.Control, log zerolog.Logger) error
 	return err
 }
 
-// guard puts the table right whenever someone else has changed it.
+const (
+	mendRetryMin = 50 * time.Millisecond
+	mendRetryMax = 5 * time.Second
+)
+
+// guard puts the table right whenever someone else has changed it, and tries
+// again when the kernel refuses that.
 func guard(ctx context.Context, ctl *control.Control, table *nft.Table, log zerolog.Logger) error {
-	return table.Watch(ctx, func() {
-		if !ctl.Ceding() {
-			restore(table, log)
+	changed := make(chan struct{}, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return table.Watch(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	})
+	g.Go(func() error {
+		var again <-chan time.Time
+		for retry, told := mendRetryMin, false; ; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			case <-again:
+			}
+			again = nil
+			if ctl.Ceding() {
+				continue
+			}
+			if restore(table, log, &told) {
+				retry = mendRetryMin
+				continue
+			}
+			again = time.After(retry)
+			retry = min(2*retry, mendRetryMax)
 		}
 	})
+	return g.Wait()
 }
 
-func restore(table *nft.Table, log zerolog.Logger) {
+// restore puts the table right. That it could not is told once.
+func restore(table *nft.Table, log zerolog.Logger, told *bool) bool {
 	changed, err := table.Restore()
 	switch {
-	case err != nil:
-		log.Error().Err(err).Msg("table inet sluice was changed by others and could not be put right")
-	case changed:
+	case err != nil && !*told:
+		log.Error().Err(err).Msg("table inet sluice may have been changed by others and cannot be restored, trying again")
+	case err == nil && (changed || *told): // or it has been, by a change of ours
 		log.Warn().Msg("table inet sluice was changed by others and is put right")
 	}
+	*told = err != nil
+	return err == nil
 }
 
 // logger writes for a person on a terminal and for a machine elsewhere.

@@ -45,11 +45,11 @@ func TestSoak(t *testing.T) {
 
 	list := orders()
 	for _, g := range faultGroups() {
-		list = append(list, slices.DeleteFunc(g.faults, func(f fault) bool { return f.prepare != nil })...)
+		list = append(list, slices.DeleteFunc(g.faults, func(f fault) bool { return g.watched || f.prepare != nil })...)
 	}
 	table := &cells{}
 	t.Cleanup(func() { t.Log(table) })
-	s := newStage(t, true, false)
+	s := newStage(t, faultGroup{relayed: true})
 	var pid int
 	var life []footing // of one daemon
 	for end := time.Now().Add(last); time.Now().Before(end) && !t.Failed(); {

@@ -93,8 +93,9 @@ type Config struct {
 	Error func(id uint64, err error)
 	// Backend is Auto (also when empty), Uring or Epoll.
 	Backend string
-	// Fallback, if set, is told by Open, at most once, why Auto came down
-	// to epoll: "epoll: io_uring_setup: operation not permitted (...)".
+	// Fallback, if set, is told at most once why Auto came down to epoll,
+	// by Open or later, when io_uring has failed for good:
+	// "epoll: io_uring_setup: operation not permitted (...)".
 	Fallback func(why error)
 }
 
@@ -109,7 +110,7 @@ func Open(cfg Config) (Loop, error) {
 	case Uring:
 		return open(cfg, &ring{})
 	case Auto, "":
-		l, err := open(cfg, &ring{})
+		l, err := open(cfg, &ring{}, &poller{})
 		if err == nil {
 			return l, nil
 		}

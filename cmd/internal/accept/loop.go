@@ -58,12 +58,13 @@ type entry struct {
 // change what is wanted, mark the entry dirty and wake the loop's goroutine;
 // it alone talks to the kernel.
 type loop struct {
-	cfg  Config
-	back backend
-	wake int           // eventfd
-	done chan struct{} // closed when run has returned
+	cfg    Config
+	spares []backend     // to go on with when back has failed, in turn; owned by run
+	wake   int           // eventfd
+	done   chan struct{} // closed when run has returned
 
 	mu      sync.Mutex
+	back    backend // changed by run alone
 	entries map[uint64]*entry
 	dirty   []*entry
 	awake   bool // run will look at dirty before it blocks
@@ -76,13 +77,13 @@ type loop struct {
 	retryAt time.Time
 }
 
-func open(cfg Config, b backend) (*loop, error) {
+func open(cfg Config, b backend, spares ...backend) (*loop, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("open accept loop: %w", fmt.Errorf("eventfd: %w", err))
 	}
 	l := &loop{
-		cfg: cfg, back: b, wake: wake,
+		cfg: cfg, back: b, spares: spares, wake: wake,
 		done:    make(chan struct{}),
 		entries: make(map[uint64]*entry),
 		tokens:  make(map[uint64]*entry),
@@ -96,7 +97,11 @@ func open(cfg Config, b backend) (*loop, error) {
 	return l, nil
 }
 
-func (l *loop) Name() string { return l.back.name() }
+func (l *loop) Name() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.back.name()
+}
 
 func (l *loop) Add(id uint64, ln *Listener) error {
 	l.mu.Lock()
@@ -340,11 +345,21 @@ func (l *loop) timeout() time.Duration {
 }
 
 // reopen starts the backend afresh after an error that it cannot recover
-// from. Connections that nobody took yet are in the accept queues still.
+// from, or a spare one instead: what was refused once is not asked for again.
+// Connections that nobody took yet are in the accept queues still.
 func (l *loop) reopen(err error) {
 	for ; err != nil; err = l.back.open(l, l.wake) {
-		l.tell(0, fmt.Errorf("%w: %s: %w", ErrLoop, l.back.name(), err))
 		_ = l.back.close() // why is told, and the descriptor is gone either way
+		if len(l.spares) > 0 {
+			l.mu.Lock()
+			l.back, l.spares = l.spares[0], l.spares[1:]
+			l.mu.Unlock()
+			if l.cfg.Fallback != nil {
+				l.cfg.Fallback(fmt.Errorf("%s: %w", l.back.name(), err))
+			}
+			continue
+		}
+		l.tell(0, fmt.Errorf("%w: %s: %w", ErrLoop, l.back.name(), err))
 		time.Sleep(retryAfter)
 	}
 	clear(l.tokens)

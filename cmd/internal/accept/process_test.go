@@ -257,6 +257,47 @@ func TestFallback(t *testing.T) {
 	}
 }
 
+// TestFallbackLater: when io_uring is refused under a loop that runs on it, the
+// loop goes on with epoll and says so; nobody is lost.
+func TestFallbackLater(t *testing.T) {
+	if !child(t) {
+		return
+	}
+	if err := uring.Probe(); err != nil {
+		t.Skipf("no io_uring here: %v", err)
+	}
+	x := &bench{TB: t, ns: testenv.NewNS(t, "host"), conns: make(chan Conn, 100)}
+	why := make(chan error, 10)
+	l, err := Open(Config{
+		Deliver:  func(c Conn) { x.conns <- c },
+		Error:    func(_ uint64, err error) { t.Errorf("told %v", err) },
+		Fallback: func(err error) { why <- err },
+	})
+	x.must(err)
+	defer l.Close()
+	one, all := x.listen("127.0.0.1:0", 16), x.listen("127.0.0.1:0", 16)
+	for i, ln := range []*Listener{one, all} {
+		x.must(l.Add(uint64(i), ln))
+		x.must(l.Arm(uint64(i), One+Mode(i)))
+	}
+	x.dial(all.Addr(), 1, 1)
+	x.next(1)
+	if l.Name() != Uring {
+		t.Errorf("backend %s, want %s", l.Name(), Uring)
+	}
+	deny(t, unix.SYS_IO_URING_ENTER, unix.EPERM)
+	x.dial(all.Addr(), 3, 1) // the first ends the wait that is under way
+	x.next(1)
+	x.next(1)
+	x.next(1)
+	x.dial(one.Addr(), 2, 1)
+	x.next(0)
+	x.queued(one, 1)
+	if err := <-why; !errors.Is(err, unix.EPERM) || l.Name() != Epoll || len(why) != 0 {
+		t.Errorf("told %v, and %d more; backend %s", err, len(why), l.Name())
+	}
+}
+
 // deny lets a system call fail in this process from now on.
 func deny(t *testing.T, nr uint32, errno unix.Errno) {
 	t.Helper()

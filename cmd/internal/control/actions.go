@@ -74,10 +74,11 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		carries := r.carries // what is being handed over now may be a flow too late for the dump
 		c.work.Go(func() {
 			n, err := c.live(names)
-			if err != nil {
-				s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
-			}
 			c.box.post(func(now time.Time) {
+				if err != nil && !r.uncounted { // told once
+					s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
+				}
+				r.uncounted = err != nil
 				s.log.Debug().Err(err).Str("backend", r.name).Int("flows", n).Msg("flows counted")
 				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + max(carries, r.carries), Known: err == nil})
 			})

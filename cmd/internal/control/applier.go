@@ -76,12 +76,15 @@ const (
 // together are tried one by one, lest one service hold up the others.
 func (a *applier) run(ctx context.Context) {
 	var todo []change
-	retry := applyRetryMin
+	var again <-chan time.Time // for what was refused
+	retry, told := applyRetryMin, ""
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.signal:
+		case <-again:
+			again = nil
 		}
 		a.mu.Lock()
 		todo = append(todo, a.pending...)
@@ -102,15 +105,21 @@ func (a *applier) run(ctx context.Context) {
 		a.busy = len(todo) > 0
 		a.mu.Unlock()
 		if err == nil {
-			retry = applyRetryMin
+			if told != "" {
+				a.log.Info().Msg("table changed after all")
+			}
+			again, retry, told = nil, applyRetryMin, ""
 			continue
 		}
-		a.log.Error().Err(err).Dur("retry", retry).Int("changes", len(todo)).Msg("table not changed")
-		if !wait(ctx, retry) {
-			return
+		level := zerolog.DebugLevel
+		if err.Error() != told {
+			level, told = zerolog.ErrorLevel, err.Error()
 		}
-		retry = min(2*retry, applyRetryMax)
-		a.kick()
+		a.log.WithLevel(level).Err(err).Int("changes", len(todo)).Msg("table not changed, trying again")
+		if again == nil {
+			again = time.After(retry)
+			retry = min(2*retry, applyRetryMax)
+		}
 	}
 }
 

@@ -1,8 +1,11 @@
 package control
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,13 +17,16 @@ import (
 // refusing is a table that refuses changes to one address.
 type refusing struct {
 	bad     nft.Endpoint
+	most    int // so often; 0: always
+	tries   int
 	applied []map[nft.Endpoint]*nft.Service
 }
 
 var errRefused = errors.New("refused")
 
 func (r *refusing) Apply(changes map[nft.Endpoint]*nft.Service) error {
-	if _, ok := changes[r.bad]; ok {
+	if _, ok := changes[r.bad]; ok && (r.most == 0 || r.tries < r.most) {
+		r.tries++
 		return errRefused
 	}
 	r.applied = append(r.applied, changes)
@@ -92,5 +98,22 @@ func TestAcknowledge(t *testing.T) {
 	a.acknowledge([]change{to("leaves", 1, 1, true), to("leaves", 2, 1, false), to("joins", 1, 2, false)})
 	if len(order) != 3 || order[0] != "joins" {
 		t.Errorf("acknowledged in the order %v", order)
+	}
+}
+
+// TestRetry: what the kernel refuses is tried until it does not, and told once.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var text bytes.Buffer
+	a := newApplier(&refusing{bad: at(2), most: 4}, zerolog.New(&text).Level(zerolog.InfoLevel))
+	a.took = func(time.Duration) {}
+	a.mapped = func(string, uint64, time.Duration) {}
+	change := to("bad", 1, 2, false)
+	change.done = cancel
+	a.apply(change)
+	a.run(ctx)
+	if n := strings.Count(text.String(), "trying again"); n != 1 || !a.idle() {
+		t.Errorf("told %d times, all done: %v: %s", n, a.idle(), text.String())
 	}
 }

@@ -49,6 +49,7 @@ type replica struct {
 	addr4, addr6 netip.AddrPort // zero until its start has returned
 	since        time.Time      // addresses and id are known
 	prepared     podman.Replica // as Podman last told it
+	uncounted    bool           // its flows, when they were last to be
 	carries      int            // connections that the daemon still has a part in
 	relays       int            // of these, those that are relayed
 	asleep       bool           // an alarm is set for it
