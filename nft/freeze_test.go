@@ -19,16 +19,7 @@ import (
 // or even (where its own host drops it) for its first sending.
 func undelivered(t *testing.T, c *conn) bool {
 	t.Helper()
-	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var info *unix.TCPInfo
-	if cerr := raw.Control(func(fd uintptr) {
-		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	}); cerr != nil || err != nil {
-		t.Fatal(cerr, err)
-	}
+	info := tcpInfo(t, c.Conn)
 	return info.Unacked > 0 || info.Notsent_bytes > 0
 }
 

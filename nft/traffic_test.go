@@ -242,6 +242,12 @@ func TestCold(t *testing.T) {
 // timestamps tells whether the connection uses the timestamp option.
 func timestamps(t *testing.T, c net.Conn) bool {
 	t.Helper()
+	const optTimestamps = 1 // TCPI_OPT_TIMESTAMPS
+	return tcpInfo(t, c).Options&optTimestamps != 0
+}
+
+func tcpInfo(t *testing.T, c net.Conn) *unix.TCPInfo {
+	t.Helper()
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -252,8 +258,7 @@ func timestamps(t *testing.T, c net.Conn) bool {
 	}); cerr != nil || err != nil {
 		t.Fatal(cerr, err)
 	}
-	const optTimestamps = 1 // TCPI_OPT_TIMESTAMPS
-	return info.Options&optTimestamps != 0
+	return info
 }
 
 // TestHairpin: clients among the backends, and clients at 127.0.0.1, get the

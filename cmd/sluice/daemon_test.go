@@ -150,6 +150,15 @@ func (h *host) start(t *testing.T, config string) *proc {
 	return d
 }
 
+// awake starts the daemon with a service and wakes that.
+func (h *host) awake(t *testing.T) *proc {
+	t.Helper()
+	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "")))
+	h.get(t, "/who")
+	d.wait(t, event("warm"))
+	return d
+}
+
 func (h *host) launch(t *testing.T, config string) *proc {
 	t.Helper()
 	cmd := h.command(t, "--config", config, "run")

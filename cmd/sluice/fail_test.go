@@ -145,9 +145,7 @@ func TestPodmanAway(t *testing.T) {
 func TestFlush(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "")))
-	h.get(t, "/who")
-	d.wait(t, event("warm"))
+	d := h.awake(t)
 	before := h.Host.Run(t, "nft", "list", "table", "inet", "sluice")
 	h.Host.Run(t, "nft", "flush", "ruleset")
 	d.wait(t, func(l line) bool { return strings.Contains(l.field("message"), "put right") })

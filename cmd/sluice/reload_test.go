@@ -48,9 +48,7 @@ func named(name string, port int, scale string) string {
 func TestReload(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "")))
-	h.get(t, "/who")
-	d.wait(t, event("warm"))
+	d := h.awake(t)
 	conn := h.hold(t)
 	table := func() string { return h.Host.Run(t, "nft", "-a", "list", "map", "inet", "sluice", "first4") }
 	before := table()

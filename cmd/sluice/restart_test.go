@@ -116,9 +116,7 @@ func TestCleanupDatagrams(t *testing.T) {
 func TestRemovedService(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "")))
-	h.get(t, "/who")
-	d.wait(t, event("warm"))
+	d := h.awake(t)
 	conn := h.hold(t)
 	d.signal(t, syscall.SIGTERM)
 	d.end(t)

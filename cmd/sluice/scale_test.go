@@ -147,9 +147,7 @@ func TestDrainDeadline(t *testing.T) {
 func TestDrainCancel(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "")))
-	h.get(t, "/who")
-	d.wait(t, event("warm"))
+	d := h.awake(t)
 	conn := h.hold(t)
 	name := d.status(t).Backends[0].Name
 	h.must(t, "drain", "web")
