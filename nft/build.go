@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -27,6 +28,7 @@ func (t *Table) build() error {
 	for at, s := range t.want {
 		all[at] = &s
 	}
+	t.forget(time.Now())
 	next := newState()
 	c := next.plan(all).and(next.lull(t.lull))
 	// A backend that lingers does so in the new table too.
@@ -51,8 +53,8 @@ func (t *Table) build() error {
 	if err := t.nl.Flush(); err != nil {
 		return fmt.Errorf("build table: %w", err)
 	}
-	next.apply(c)
 	t.have = next
+	t.applied(c, time.Now())
 	if err := t.addSpecial(c.adds); err != nil {
 		return fmt.Errorf("build table: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -45,7 +46,7 @@ func (t *Table) reload() (same bool, err error) {
 }
 
 func (t *Table) read() (same bool, err error) {
-	have := newState()
+	have, ends, now := newState(), make(map[Endpoint]time.Time), time.Now()
 	got, err := t.fixed()
 	if err != nil {
 		return false, err
@@ -86,11 +87,14 @@ func (t *Table) read() (same bool, err error) {
 					continue
 				}
 				c.adds = append(c.adds, e)
+				if e.lingers {
+					ends[e.at] = now.Add(se.Expires)
+				}
 			}
 		}
 	}
 	have.apply(c)
-	t.have = have
+	t.have, t.ends = have, ends
 	return same, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -30,6 +31,9 @@ type Table struct {
 	have *state        // what the kernel has
 	want map[Endpoint]Service
 	lull map[Endpoint]bool // the backends that are to be asleep
+
+	ends  map[Endpoint]time.Time // of backends that linger: when the kernel forgets them
+	swept time.Time              // when that was last looked at
 }
 
 // Open takes the table over from an earlier process, changing nothing, if its
@@ -169,6 +173,7 @@ func split(changes map[Endpoint]*Service) func(yield func(map[Endpoint]*Service)
 
 // put makes changes true in the kernel, or finds out what is.
 func (t *Table) put(changes map[Endpoint]*Service) error {
+	t.forget(time.Now())
 	err := t.commit(t.have.plan(changes))
 	if err == nil {
 		t.note(changes)
@@ -233,7 +238,7 @@ func (t *Table) commit(c change) error {
 	if err := t.addSpecial(c.adds); err != nil {
 		return err
 	}
-	t.have.apply(c)
+	t.applied(c, time.Now())
 	return nil
 }
 

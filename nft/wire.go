@@ -6,17 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// linger is how long packets of a backend are guarded after the last service
-// has let go of it: as long as a drain may sensibly take.
-const linger = 24 * time.Hour
 
 // A home is one set or map in both families: that of a kind or, for slots, of
 // a class.
