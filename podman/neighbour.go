@@ -24,7 +24,13 @@ type neighbours struct {
 	news *netlink.Conn // of links, see listen
 
 	mu     sync.Mutex
-	pinned map[uint32]string // hardware addresses by link
+	pinned map[string]pinned // by name: each time that a bridge is made it has another index
+}
+
+// pinned is a bridge that was given its hardware address.
+type pinned struct {
+	link uint32
+	mac  string
 }
 
 func openNeighbours() (*neighbours, error) {
@@ -40,7 +46,7 @@ func openNeighbours() (*neighbours, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open rtnetlink socket: %w", err), conn.Close(), raw.Close())
 	}
-	return &neighbours{conn: conn, raw: raw, news: news, pinned: map[uint32]string{}}, nil
+	return &neighbours{conn: conn, raw: raw, news: news, pinned: map[string]pinned{}}, nil
 }
 
 func (n *neighbours) close() error {
@@ -98,7 +104,8 @@ func (n *neighbours) pin(link uint32) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.pinned[link] == a.Address.String() {
+	now := pinned{link, a.Address.String()}
+	if n.pinned[a.Name] == now {
 		return nil
 	}
 	_, err = n.conn.Execute(&rtnetlink.LinkMessage{
@@ -108,7 +115,7 @@ func (n *neighbours) pin(link uint32) error {
 	if err != nil {
 		return err
 	}
-	n.pinned[link] = a.Address.String()
+	n.pinned[a.Name] = now
 	return nil
 }
 
