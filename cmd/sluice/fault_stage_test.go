@@ -84,9 +84,12 @@ func newStage(t *testing.T, g faultGroup) *stage {
 // the one before may have them still.
 func (s *stage) addNetwork(t *testing.T) {
 	t.Helper()
-	s.pod.CLI(t, "network", "create", "--subnet", fmt.Sprintf("172.%d.0.0/16", 16+s.networks%16), "--disable-dns", stageNet)
 	s.networks++
+	s.pod.CLI(t, "network", "create", "--subnet", s.prefix()+"0.0/16", "--disable-dns", stageNet)
 }
+
+// prefix is what the addresses on the network begin with.
+func (s *stage) prefix() string { return fmt.Sprintf("172.%d.", 16+s.networks%16) }
 
 func (s *stage) visitWarm() {
 	if s.steady != nil {
