@@ -277,6 +277,9 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 	if returns || !reflect.DeepEqual(old.Backends, cfg.Backends) {
 		c.resolve(s)
 	}
+	if returns && slices.ContainsFunc(s.policy.View().Backends, func(b policy.Backend) bool { return b.State == policy.DrainingFlows }) {
+		c.step(s, now, policy.Wake{}) // or its flows would be cut all the same
+	}
 	if !reflect.DeepEqual(old.Health, cfg.Health) || old.Forward != cfg.Forward || old.ProxyProtocol != cfg.ProxyProtocol {
 		for _, b := range s.policy.View().Backends {
 			if r := s.replicas[b.Index]; r != nil && r.unprobe != nil {
@@ -315,9 +318,6 @@ func (c *Control) retire(s *service, now time.Time) {
 	c.step(s, now, policy.Configure{Spec: min0})
 	c.step(s, now, policy.Members{})
 	c.step(s, now, policy.Drain{})
-	if s.policy.Phase() == policy.Cold && c.services[s.name] == s {
-		c.forget(s)
-	}
 }
 
 // local says whether an address is on an interface of this host.

@@ -357,9 +357,11 @@ func (c *Control) step(s *service, now time.Time, ev policy.Event) {
 		if phase == policy.Warm && len(s.silents.by) > 0 {
 			c.box.post(func(now time.Time) { c.admit(s, now) }) // not a step within a step
 		}
-		if phase == policy.Cold && s.removed {
-			c.forget(s)
-		}
+	}
+	// A service is cold while a container that is not wanted any more is made or
+	// paused: what comes of it has to be seen to.
+	if s.removed && c.services[s.name] == s && s.policy.Phase() == policy.Cold && len(s.policy.View().Backends) == 0 {
+		c.forget(s)
 	}
 }
 
