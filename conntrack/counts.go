@@ -71,7 +71,11 @@ func (w *Watcher) Disarm(b Backend) {
 	defer w.mu.Unlock()
 	b = b.unmap()
 	if i, ok := w.table.index[backendKey(&b)]; ok {
-		w.table.backends[i].armed = false
+		p := &w.table.backends[i]
+		p.armed = false
+		if p.count == (Count{}) { // nobody has anything to read, and so nobody forgets it
+			w.table.forget(b)
+		}
 	}
 }
 
