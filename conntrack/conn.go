@@ -3,15 +3,11 @@ package conntrack
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"sync"
-	"syscall"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,78 +23,39 @@ const (
 )
 
 // Conn reads and changes the conntrack table of the network namespace it was
-// opened in. Its methods are safe for concurrent use; one runs at a time.
+// opened in. Its methods are safe for concurrent use. One dump runs at a time,
+// and one change; they do not wait for each other, for a dump of a large table
+// takes a thousand times as long.
 type Conn struct {
-	mark, mask uint32
-
-	mu  sync.Mutex
-	nl  *netlink.Conn
-	raw syscall.RawConn
-	seq uint32
-	enc encoder
-	buf []byte
-
-	// Arguments and results of recv and send, which are made once: a closure
-	// per call would escape to the heap.
-	recv, send func(fd uintptr) bool
-	out        []byte
-	n          int
-	err        error
+	mark, mask     uint32
+	dumps, changes *socket
 }
 
 // Open opens a connection that sees the entries whose ct mark is mark under
 // mask; mask 0 shows all. Needs CAP_NET_ADMIN.
 func Open(mark, mask uint32) (*Conn, error) {
-	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
+	c := &Conn{mark: mark & mask, mask: mask}
+	var err error
+	if c.dumps, err = openSocket(); err != nil {
 		return nil, fmt.Errorf("open conntrack: %w", err)
 	}
-	c := &Conn{mark: mark & mask, mask: mask, nl: nl, buf: make([]byte, dumpBuffer)}
-	c.recv = func(fd uintptr) bool {
-		c.n, c.err = ignoringEINTR(unix.Read, int(fd), c.buf)
-		return !errors.Is(c.err, unix.EAGAIN)
-	}
-	c.send = func(fd uintptr) bool {
-		c.n, c.err = ignoringEINTR(unix.Write, int(fd), c.out)
-		return !errors.Is(c.err, unix.EAGAIN)
-	}
-	if err := c.setup(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open conntrack: %w", err), nl.Close())
+	if c.changes, err = openSocket(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open conntrack: %w", err), c.dumps.close())
 	}
 	return c, nil
 }
 
-func (c *Conn) setup() error {
-	// An error then does not repeat the request, so that replies stay small.
-	if err := c.nl.SetOption(netlink.CapAcknowledge, true); err != nil {
-		return fmt.Errorf("set option: %w", err)
-	}
-	if err := c.nl.SetReadBuffer(1 << 20); err != nil {
-		return fmt.Errorf("set read buffer: %w", err)
-	}
-	raw, err := c.nl.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("get file descriptor: %w", err)
-	}
-	c.raw = raw
-	return nil
-}
-
-// Close waits for the method that is running and closes the connection.
-func (c *Conn) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.nl.Close()
-}
+// Close waits for the methods that are running and closes the connection.
+func (c *Conn) Close() error { return errors.Join(c.dumps.close(), c.changes.close()) }
 
 // Snapshot calls fn for the entries of the table, in no particular order. The
 // Flow is reused from call to call. The table may change meanwhile: an entry
 // that exists all the time is seen at least once, on occasion twice; one that
 // comes or goes may be missed. If fn returns an error the rest is skipped and
-// the error returned as it is. fn must not use c.
+// the error returned as it is. fn may change entries by c, but not dump.
 func (c *Conn) Snapshot(fn func(*Flow) error) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.dumps.mu.Lock()
+	defer c.dumps.mu.Unlock()
 	if err := c.dump(nil, fn); err != nil {
 		return fmt.Errorf("dump conntrack: %w", err)
 	}
@@ -109,16 +66,16 @@ func (c *Conn) Snapshot(fn func(*Flow) error) error {
 // before its entries go to fn. It has to read to the end whatever happens: the
 // kernel refuses another dump on this socket with EBUSY until then.
 func (c *Conn) dump(part func() error, fn func(*Flow) error) error {
-	seq := c.next()
-	c.enc.b = c.enc.b[:0]
-	c.enc.dump(c.mark, c.mask, seq)
-	if err := c.write(c.enc.b); err != nil {
+	seq := c.dumps.next()
+	var enc encoder
+	enc.dump(c.mark, c.mask, seq)
+	if err := c.dumps.write(enc.b); err != nil {
 		return err
 	}
 	var f Flow
 	var failed error
 	for starved := 0; ; {
-		b, err := c.read()
+		b, err := c.dumps.read()
 		if isOneOf(err, unix.ENOBUFS, unix.ENOMEM) && starved < 16 {
 			// No memory for the next part; the dump stands where it was.
 			starved++
@@ -252,8 +209,8 @@ func (c *Conn) DeleteBackend(ctx context.Context, backend netip.AddrPort, proto 
 // order. An error of Do itself means that the results are not known: some
 // changes may have been made. The batch can be used again, also by another Do.
 func (c *Conn) Do(b *Batch) ([]error, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.changes.mu.Lock()
+	defer c.changes.mu.Unlock()
 	results := make([]error, len(b.ops))
 	start := 0
 	for i := 0; i < len(b.ops); {
@@ -261,96 +218,12 @@ func (c *Conn) Do(b *Batch) ([]error, error) {
 		for j < len(b.ops) && j-i < sendOps && (j == i || b.ops[j].end-start <= sendLimit) {
 			j++
 		}
-		if err := c.exchange(b.enc.b[start:b.ops[j-1].end], b.ops[i:j], results[i:j]); err != nil {
+		if err := c.changes.exchange(b.enc.b[start:b.ops[j-1].end], b.ops[i:j], results[i:j]); err != nil {
 			return nil, fmt.Errorf("change conntrack: %w", err)
 		}
 		start, i = b.ops[j-1].end, j
 	}
 	return results, nil
-}
-
-// exchange sends the messages of ops and reads their errors. Only the last one
-// asks for an acknowledgement: the kernel works through a send in order and
-// answers failures unasked, so that whatever has not failed by then is done. A
-// reply lost for want of buffer shows as ENOBUFS.
-func (c *Conn) exchange(out []byte, ops []op, results []error) error {
-	first := c.seq + 1
-	for b := out; len(b) > 0; {
-		n := int(binary.NativeEndian.Uint32(b))
-		flags := binary.NativeEndian.Uint16(b[6:]) &^ unix.NLM_F_ACK
-		if n == len(b) {
-			flags |= unix.NLM_F_ACK
-		}
-		binary.NativeEndian.PutUint16(b[6:], flags)
-		binary.NativeEndian.PutUint32(b[8:], c.next())
-		b = b[n:]
-	}
-	if err := c.write(out); err != nil {
-		return err
-	}
-	for {
-		b, err := c.read()
-		if err != nil {
-			return err
-		}
-		for len(b) > 0 {
-			var m message
-			if m, b, err = nextMessage(b); err != nil {
-				return err
-			}
-			i := int(m.seq - first)
-			if m.typ != unix.NLMSG_ERROR || i < 0 || i >= len(ops) {
-				continue
-			}
-			if err := errnoOf(m); err != nil {
-				results[i] = fmt.Errorf("%s flow %s: %w", ops[i].verb, ops[i].tuple, err)
-			}
-			if i == len(ops)-1 {
-				return nil
-			}
-		}
-	}
-}
-
-func (c *Conn) next() uint32 {
-	c.seq++
-	return c.seq
-}
-
-func (c *Conn) write(b []byte) error {
-	c.out = b
-	if err := c.raw.Write(c.send); err != nil {
-		return fmt.Errorf("send: %w", err)
-	}
-	if c.err != nil {
-		return fmt.Errorf("send: %w", c.err)
-	}
-	return nil
-}
-
-// read returns the next datagram, in a buffer that the next read overwrites.
-func (c *Conn) read() ([]byte, error) {
-	if err := c.raw.Read(c.recv); err != nil {
-		return nil, fmt.Errorf("receive: %w", err)
-	}
-	if c.err != nil {
-		return nil, fmt.Errorf("receive: %w", c.err)
-	}
-	return c.buf[:c.n], nil
-}
-
-// errnoOf reads the error of a message of type NLMSG_ERROR or NLMSG_DONE.
-func errnoOf(m message) error {
-	if len(m.data) < 4 {
-		if m.typ == unix.NLMSG_DONE {
-			return nil
-		}
-		return errMalformed
-	}
-	if e := int32(binary.NativeEndian.Uint32(m.data)); e != 0 {
-		return unix.Errno(-e)
-	}
-	return nil
 }
 
 func isOneOf(err error, targets ...error) bool {
@@ -360,13 +233,4 @@ func isOneOf(err error, targets ...error) bool {
 		}
 	}
 	return false
-}
-
-func ignoringEINTR(call func(int, []byte) (int, error), fd int, b []byte) (int, error) {
-	for {
-		n, err := call(fd, b)
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
-		}
-	}
 }

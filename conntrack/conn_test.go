@@ -292,6 +292,21 @@ func TestSnapshot(t *testing.T) {
 	if !errors.Is(err, stop) || parts != refuse || seen == 0 || seen >= n-n/3 {
 		t.Errorf("%v after %d parts and %d entries", err, parts, seen)
 	}
+	// A change does not wait for the end of a dump: a handover would.
+	nothing := Tuple{Src: addrPort("198.51.100.9:1"), Dst: addrPort("192.0.2.10:80"), Proto: unix.IPPROTO_TCP}
+	err = c.Snapshot(func(*Flow) error {
+		changed := make(chan error, 1)
+		go func() { changed <- c.Delete(nothing) }()
+		select {
+		case err := <-changed:
+			return err
+		case <-time.After(10 * time.Second):
+			return errors.New("a change waits for a dump")
+		}
+	})
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
 	// Whole right after one that was given up, and by many at a time.
 	var wg sync.WaitGroup
 	for range 4 {
@@ -304,7 +319,7 @@ func TestSnapshot(t *testing.T) {
 				if len(seen) != n-n/3 {
 					t.Errorf("%d entries, want %d", len(seen), n-n/3)
 				}
-				if err := c.Delete(Tuple{Src: addrPort("198.51.100.9:1"), Dst: addrPort("192.0.2.10:80"), Proto: unix.IPPROTO_TCP}); !errors.Is(err, fs.ErrNotExist) {
+				if err := c.Delete(nothing); !errors.Is(err, fs.ErrNotExist) {
 					t.Error(err)
 				}
 			}
