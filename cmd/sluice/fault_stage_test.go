@@ -32,6 +32,7 @@ func stagePhases() []string { return []string{inCold, inWaking, inWarm, inDraini
 type stage struct {
 	*host
 	relay   *podmanRelay // nil: the daemon speaks to Podman itself
+	manager *manager     // nil: nobody keeps anything while there is no daemon
 	d       *proc
 	config  string
 	clients *crowd
@@ -70,14 +71,26 @@ func newStage(t *testing.T, g faultGroup) *stage {
 	if g.watched {
 		s.warden = newWarden(t)
 	}
+	if g.managed {
+		s.manager = newManager(t, s.host)
+	}
 	s.addNetwork(t)
 	s.config = s.write(t, "")
-	s.d = s.start(t, s.config)
+	s.d = s.begin(t)
 	s.until(t, inWarm, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
 	t.Cleanup(s.goHome)
 	s.drainOne(t)
 	s.visitWarm()
 	return s
+}
+
+// begin starts the daemon and waits until it is ready.
+func (s *stage) begin(t *testing.T) *proc {
+	t.Helper()
+	if s.manager != nil {
+		return s.manager.start(t, s.host, s.config)
+	}
+	return s.start(t, s.config)
 }
 
 // addNetwork makes the network, each time with other addresses: what is left of

@@ -38,6 +38,7 @@ type fault struct {
 // A blow is one time that a fault happens.
 type blow struct {
 	from, to time.Time       // what happens between may be lost, if the promise says so
+	died     time.Time       // the daemon, if it did
 	hit      map[string]bool // containers that were hit, by id, or services
 	log      int             // where the log was before
 }

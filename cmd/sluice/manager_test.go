@@ -188,7 +188,8 @@ func (m *manager) command(t *testing.T, h *host, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := h.Host.Command(context.Background(), "sh", append([]string{"-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0" "$@"`, exe}, args...)...)
+	argv := slices.Concat([]string{"-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0" "$@"`}, h.by, []string{exe}, args)
+	cmd := h.Host.Command(context.Background(), "sh", argv...)
 	cmd.Env = append(os.Environ(), asSluice+"=1", "GORACE=halt_on_error=0", "NOTIFY_SOCKET="+m.path, "FDSTORE=1000")
 	if m.watchdog > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("WATCHDOG_USEC=%d", m.watchdog.Microseconds()))
