@@ -119,7 +119,7 @@ func (c *Control) orphans(found []podman.Replica, table map[nft.Endpoint]nft.Ser
 		if s == nil {
 			cfg := config.Service{
 				Name:      p.Service,
-				Container: &config.Container{Port: p.Port, StopTimeout: 10 * time.Second},
+				Container: &config.Container{Port: p.Port, StopTimeout: stopTimeout},
 				Scale:     config.Scale{Max: 1, Utilization: 1, StableWindow: time.Minute, PanicWindow: 6 * time.Second},
 				Start:     config.Start{Timeout: 30 * time.Second},
 				Health:    config.Health{Type: config.HealthNone},

@@ -69,8 +69,8 @@ func (k kinds) networks() []string {
 // stopTimeout is how long a replica has to end by itself.
 func (s *service) stopTimeout(r *replica) time.Duration {
 	switch {
-	case s.cfg.Container == nil:
-		return 0
+	case s.cfg.Container == nil: // its backends are fixed by now
+		return s.lastStop
 	case s.cfg.Canary != nil && r.prepared.SpecHash == podmanSpec(s.cfg, &s.cfg.Canary.Container).Hash():
 		return s.cfg.Canary.Container.StopTimeout
 	}

@@ -272,6 +272,9 @@ func (c *Control) shut(w *listener) {
 func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 	old, returns := s.cfg, s.removed
 	s.cfg, s.kinds, s.removed = cfg, kindsOf(cfg, c.word(cfg)), false
+	if cfg.Container != nil {
+		s.lastStop = cfg.Container.StopTimeout
+	}
 	s.log.Info().Msg("configuration changed")
 	c.step(s, now, policy.Configure{Spec: s.kinds.rules(cfg)})
 	if returns || !reflect.DeepEqual(old.Backends, cfg.Backends) {

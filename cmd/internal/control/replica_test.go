@@ -168,3 +168,18 @@ func TestRetireReturns(t *testing.T) {
 		t.Errorf("%v after its return", s.state())
 	}
 }
+
+// TestStopTimeout: a container whose service has fixed backends by now has as much
+// time to end as it was promised.
+func TestStopTimeout(t *testing.T) {
+	t.Parallel()
+	c, s, _, _ := replicaLab(t, config.SleepStop)
+	cfg := s.cfg
+	cfg.Container = &config.Container{Image: "x", Port: 80, StopTimeout: time.Minute}
+	c.change(s, time.Now(), cfg)
+	cfg.Container, cfg.Backends = nil, []config.Backend{{Addr: netip.MustParseAddrPort("10.1.2.3:80"), Weight: 1}}
+	c.change(s, time.Now(), cfg)
+	if d := s.stopTimeout(s.replica(1)); d != time.Minute {
+		t.Errorf("%s from SIGTERM to SIGKILL", d)
+	}
+}

@@ -82,6 +82,7 @@ type service struct {
 	found     map[string][]resolve.Target // what SRV names stand for
 	unresolve func()                      // ends following them
 	removed   bool                        // not configured any more: drain, then forget
+	lastStop  time.Duration               // container.stop_timeout when there last was a container
 
 	shares     []policy.Share // as asked for last
 	percent    int            // of the slots for those of the canary
@@ -109,11 +110,18 @@ type wake struct {
 	accepted, start, started, ready time.Time
 }
 
+// stopTimeout is for containers of which nothing is configured any more.
+const stopTimeout = 10 * time.Second
+
 func newService(cfg config.Service, k kinds, log zerolog.Logger) *service {
 	s := &service{
 		name: cfg.Name, cfg: cfg, kinds: k, heapIndex: -1,
 		log:      log.With().Str("service", cfg.Name).Logger(),
 		replicas: map[int]*replica{}, held: map[uint64]held{},
+		lastStop: stopTimeout,
+	}
+	if cfg.Container != nil {
+		s.lastStop = cfg.Container.StopTimeout
 	}
 	s.policy = policy.New(k.rules(cfg))
 	return s
