@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/relay"
 	"sluice/conntrack"
 	"sluice/policy"
 )
@@ -78,6 +79,11 @@ func (c *Control) load(s *service) policy.Load {
 	}
 	l.New = s.counts.flows + s.counts.relays
 	l.Bytes = s.counts.in.Bytes + s.counts.out.Bytes
+	if s.cfg.Scale.IdleCounts == config.IdleBytes { // else nobody asks
+		for client := range s.relayed {
+			l.Bytes += relay.Moved(client)
+		}
+	}
 	l.Queued = s.queued()
 	return l
 }

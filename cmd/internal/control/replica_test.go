@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -181,5 +182,41 @@ func TestStopTimeout(t *testing.T) {
 	c.change(s, time.Now(), cfg)
 	if d := s.stopTimeout(s.replica(1)); d != time.Minute {
 		t.Errorf("%s from SIGTERM to SIGKILL", d)
+	}
+}
+
+// TestRelayMoves: what goes through a relay counts as load where bytes do.
+func TestRelayMoves(t *testing.T) {
+	t.Parallel()
+	c, s, _, _ := replicaLab(t, config.SleepStop)
+	s.cfg.Scale.IdleCounts = config.IdleBytes
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	here, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	s.relayed[here.(*net.TCPConn)] = true
+	was := c.load(s).Bytes
+	if now := c.load(s).Bytes; now != was {
+		t.Errorf("%d bytes, %d before, without a word", now, was)
+	}
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := here.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if now := c.load(s).Bytes; now == was {
+		t.Errorf("%d bytes as before", now)
 	}
 }

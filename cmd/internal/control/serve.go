@@ -239,7 +239,12 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 		return
 	}
 	c.opt.Record.Handover(reason)
-	c.box.post(func(time.Time) { s.counts.relays++; v.replica.carried().relays++; v.replica.relays++ })
+	c.box.post(func(time.Time) {
+		s.counts.relays++
+		v.replica.carried().relays++
+		v.replica.relays++
+		s.relayed[client] = true
+	})
 	st, err := relay.RunWith(c.ctx, header, client, backend)
 	if err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, context.Canceled) {
 		s.log.Debug().Err(err).Str("backend", v.replica.name).Int64("to_backend", st.ToBackend).Int64("to_client", st.ToClient).Msg("relay ended")
@@ -250,6 +255,7 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 			t.relayedOut += uint64(st.ToClient) //nolint:gosec // a number of bytes
 		}
 		v.replica.relays--
+		delete(s.relayed, client)
 		c.released(s, now, v.replica)
 	})
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -76,6 +77,7 @@ type service struct {
 	endpoints []nft.Endpoint // also those of a service without listeners
 	replicas  map[int]*replica
 	held      map[uint64]held
+	relayed   map[*net.TCPConn]bool       // clients of its relays
 	silents   silents                     // of a patient service
 	mode      accept.Mode                 // of its listeners, as the policy asks for
 	members   int                         // indices given to members
@@ -117,7 +119,7 @@ func newService(cfg config.Service, k kinds, log zerolog.Logger) *service {
 	s := &service{
 		name: cfg.Name, cfg: cfg, kinds: k, heapIndex: -1,
 		log:      log.With().Str("service", cfg.Name).Logger(),
-		replicas: map[int]*replica{}, held: map[uint64]held{},
+		replicas: map[int]*replica{}, held: map[uint64]held{}, relayed: map[*net.TCPConn]bool{},
 		lastStop: stopTimeout,
 	}
 	if cfg.Container != nil {

@@ -215,6 +215,15 @@ func unsent(c *net.TCPConn) bool {
 	return err == nil && n > 0
 }
 
+// Moved is what a peer has sent and acknowledged so far, in bytes; 0 when it is over.
+func Moved(c *net.TCPConn) uint64 {
+	info, err := tcpInfo(c)
+	if err != nil {
+		return 0
+	}
+	return info.Bytes_received + info.Bytes_acked
+}
+
 func tcpInfo(c *net.TCPConn) (info *unix.TCPInfo, err error) {
 	err = control(c, func(fd int) (err error) {
 		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
