@@ -205,8 +205,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// leave ends the clients and puts everything to sleep: what is left then is a
-// leak.
+// leave ends the clients and puts everything to sleep: what is left then, and
+// what a fresh daemon does without, is a leak.
 func (s *stage) leave(t *testing.T) {
 	t.Helper()
 	s.goHome()
@@ -223,4 +223,5 @@ func (s *stage) leave(t *testing.T) {
 		return len(n) == 3, fmt.Sprintf("containers are left: %v", n)
 	})
 	s.empty(t)
+	s.afresh(t)
 }
