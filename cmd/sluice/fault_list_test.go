@@ -500,7 +500,8 @@ func daemonFaults() []fault {
 			if leave { // what drains counts as a replica: there may be no room for others
 				s.visitWarm()
 			}
-			s.config = s.write(t, `CHANGED = "1"`)
+			s.version++
+			s.config = s.write(t)
 			if err := admin.Dial(s.admin()).Reload(t.Context()); err != nil {
 				t.Error(err)
 			}

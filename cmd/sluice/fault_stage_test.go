@@ -39,6 +39,7 @@ type stage struct {
 
 	filled   int      // see fill
 	networks int      // see addNetwork
+	version  int      // of warm's containers
 	victim   string   // the replica of draining that drains
 	steady   *callers // of warm
 	others   *callers // of draining, at its other replica
@@ -75,7 +76,7 @@ func newStage(t *testing.T, g faultGroup) *stage {
 		s.manager = newManager(t, s.host)
 	}
 	s.addNetwork(t)
-	s.config = s.write(t, "")
+	s.config = s.write(t)
 	s.d = s.begin(t)
 	s.until(t, inWarm, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
 	t.Cleanup(s.goHome)
@@ -120,8 +121,8 @@ func (s *stage) goHome() {
 	}
 }
 
-// write writes the configuration; more is put into warm's environment.
-func (s *stage) write(t *testing.T, more string) string {
+// write writes the configuration.
+func (s *stage) write(t *testing.T) string {
 	t.Helper()
 	uri := s.pod.URI()
 	if s.relay != nil {
@@ -135,7 +136,7 @@ func (s *stage) write(t *testing.T, more string) string {
 		case inWaking:
 			env = `LISTEN_DELAY = "1200ms"`
 		case inWarm:
-			scale, env = "min = 2\nmax = 4", more
+			scale, env = "min = 2\nmax = 4", fmt.Sprintf(`VERSION = "%d"`, s.version)
 		case inDraining:
 			scale = "min = 1\nmax = 3"
 		}
