@@ -29,6 +29,7 @@ const (
 type Conn struct {
 	mark, mask     uint32
 	dumps, changes *socket
+	tally          tally
 }
 
 // Open opens a connection that sees the entries whose ct mark is mark under
@@ -117,25 +118,6 @@ func (c *Conn) dump(part func() error, fn func(*Flow) error) error {
 			}
 		}
 	}
-}
-
-// Live counts by a dump the flows of a backend that are not finished, of
-// whichever service. A flow that starts during the call may be missed.
-func (c *Conn) Live(backend netip.AddrPort, proto uint8) (int, error) {
-	backend = unmap(backend)
-	n := 0
-	err := c.Snapshot(func(f *Flow) error {
-		if f.Reply.Src == backend && f.Orig.Proto == proto && f.Live() {
-			n++
-		}
-		return nil
-	})
-	// The kernel could pick by reply tuple (CTA_FILTER), but releases that parse
-	// it wrongly match nothing and would report a busy backend as empty.
-	if err != nil {
-		return 0, fmt.Errorf("count flows of %s: %w", backend, err)
-	}
-	return n, nil
 }
 
 // Delete removes the entry with this original tuple. The error is
