@@ -31,12 +31,16 @@ type Limits struct {
 	// one of ClientLimits.
 	MaxFlowsPerClient uint32
 	// NewPerSecond is how many flows may begin per second, and at once after a
-	// second's rest.
+	// second's rest. At most MaxNewPerSecond.
 	NewPerSecond uint32
 	// NewPerSecondPerClient is the same for each client's address, rounded up
 	// to one of ClientLimits.
 	NewPerSecondPerClient uint32
 }
+
+// MaxNewPerSecond is the highest limit: the kernel divides a second, in
+// nanoseconds, by it.
+const MaxNewPerSecond = 1_000_000
 
 // clientLimits are the limits per client. Each has chains of its own, since
 // what a rule keeps for each client is fixed in the rule.
@@ -68,8 +72,7 @@ func (l Limits) check() error {
 	if n := max(l.MaxFlowsPerClient, l.NewPerSecondPerClient); n > all[len(all)-1] {
 		return fmt.Errorf("%d per client: %w", n, ErrInvalid)
 	}
-	// The kernel divides a second, in nanoseconds, by it.
-	if l.NewPerSecond > 1_000_000 {
+	if l.NewPerSecond > MaxNewPerSecond {
 		return fmt.Errorf("%d per second: %w", l.NewPerSecond, ErrInvalid)
 	}
 	return nil

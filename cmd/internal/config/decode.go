@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"sluice/nft"
 )
 
 // place is where something was defined.
@@ -86,6 +88,9 @@ func decodeService(t *table, s *Service) []listenAt {
 	at := decodeListen(t, s)
 	word(t, "balance", &s.Balance, RoundRobin, Random, LeastConnections, SourceHash, Maglev)
 	t.duration("affinity", &s.Affinity, 0)
+	if most := last(nft.Affinities()); s.Affinity > most {
+		t.errorf("affinity", "must be at most %s, got %s", most, s.Affinity)
+	}
 	word(t, "handover", &s.Handover, HandoverAuto, HandoverRelay)
 	word(t, "forward", &s.Forward, ForwardNAT, ForwardProxy)
 	word(t, "source", &s.Source, SourcePreserve, SourceMasquerade)
@@ -99,9 +104,10 @@ func decodeService(t *table, s *Service) []listenAt {
 		return err
 	})
 	t.integer("max_flows", &s.Limits.MaxFlows, 0, math.MaxInt32)
-	t.integer("max_flows_per_client", &s.Limits.MaxFlowsPerClient, 0, math.MaxInt32)
-	t.integer("max_new_per_second", &s.Limits.MaxNewPerSecond, 0, math.MaxInt32)
-	t.integer("max_new_per_second_per_client", &s.Limits.MaxNewPerSecondPerClient, 0, math.MaxInt32)
+	perClient := int(last(nft.ClientLimits()))
+	t.integer("max_flows_per_client", &s.Limits.MaxFlowsPerClient, 0, perClient)
+	t.integer("max_new_per_second", &s.Limits.MaxNewPerSecond, 0, nft.MaxNewPerSecond)
+	t.integer("max_new_per_second_per_client", &s.Limits.MaxNewPerSecondPerClient, 0, perClient)
 
 	backends := t.tables("backend")
 	decodeBackends(backends, s)
@@ -114,16 +120,55 @@ func decodeService(t *table, s *Service) []listenAt {
 	if required {
 		s.Container = &c
 	}
+	if c.Priority != defaultContainer().Priority && !t.has("backend") {
+		container.errorf("priority", "is one among backends, and this service has none: remove it, or add [[service.%s.backend]]", s.Name)
+	}
 
-	decodeScale(t.sub("scale"), &s.Scale)
+	scale, unscaled := t.sub("scale"), s.Scale
+	decodeScale(scale, &s.Scale)
+	if !required && s.Scale != unscaled {
+		scale.errorAt(scale.line, "", "is about replicas, and this service has no container: remove it")
+	}
 	decodeStart(t.sub("start"), &s.Start)
-	if len(s.Listen) > 0 && !slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Proto != UDP }) {
+	if !s.speaks(TCP) && s.speaks(UDP) {
 		s.Health.Type = HealthNone // nobody listens for tcp
 	}
 	decodeHealth(t.sub("health"), &s.Health, required)
 	t.sub("drain").duration("timeout", &s.Drain.Timeout, 0)
 	decodeCanary(t.sub("canary"), s)
+	decodeEffects(t, s)
 	return at
+}
+
+// speaks says whether the service has an address of that protocol.
+func (s *Service) speaks(p Proto) bool {
+	return slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Proto == p })
+}
+
+func last[T any](list []T) T { return list[len(list)-1] }
+
+// decodeEffects refuses values that something else in the service keeps from
+// having any effect.
+func decodeEffects(t *table, s *Service) {
+	if s.Forward == ForwardProxy {
+		if s.speaks(UDP) {
+			t.errorf("forward", "only TCP can be relayed, and this service listens at UDP: make two services of it")
+		}
+		if s.Balance != RoundRobin && s.Balance != LeastConnections {
+			t.errorf("balance", "has no effect with forward = \"proxy\", which takes the replica with the fewest connections for its weight: remove it")
+		}
+		if s.Affinity > 0 {
+			t.errorf("affinity", "has no effect with forward = \"proxy\", which takes the replica with the fewest connections for its weight: remove it")
+		}
+	}
+	if s.speaks(UDP) && !s.speaks(TCP) {
+		if s.ProxyProtocol != ProxyOff {
+			t.errorf("proxy_protocol", "goes before TCP connections, and this service listens at UDP alone: remove it")
+		}
+		if s.Handover != HandoverAuto {
+			t.errorf("handover", "is about TCP connections, and this service listens at UDP alone: remove it")
+		}
+	}
 }
 
 func decodeListen(t *table, s *Service) []listenAt {

@@ -134,24 +134,36 @@ func wrong() map[string]struct{ text, want string } {
 		"stop after stop":     {web + "[service.web.scale]\nstop_after = \"1h\"\n", `7: service.web.scale.stop_after: needs sleep = "prepared" or "pause": with "stop" nothing is left to be stopped`},
 
 		// Start, health, drain.
-		"start timeout":   {web + "[service.web.start]\ntimeout = \"0s\"\n", `7: service.web.start.timeout: must be more than 0s, got "0s"`},
-		"backlog zero":    {web + "[service.web.start]\nbacklog = 0\n", `7: service.web.start.backlog: must be at least 1, got 0`},
-		"backlog high":    {web + "[service.web.start]\nbacklog = 65536\n", `7: service.web.start.backlog: must be at most 65535, got 65536`},
-		"health type":     {web + "[service.web.health]\ntype = \"https\"\n", `7: service.web.health.type: must be "tcp", "http", "exec" or "none", got "https": did you mean "http"?`},
-		"health path":     {web + "[service.web.health]\ntype = \"http\"\npath = \"health\"\n", `8: service.web.health.path: must begin with / and hold no space, # or non-ASCII character, got "health"`},
-		"health path tcp": {web + "[service.web.health]\npath = \"/health\"\n", `7: service.web.health.path: is only used by http: set type = "http" or remove path`},
-		"health no exec":  {web + "[service.web.health]\ntype = \"exec\"\n", `6: service.web.health.command: is missing: exec needs a program to run inside the container`},
-		"health exec tcp": {web + "[service.web.health]\ncommand = [\"true\"]\n", `7: service.web.health.command: is only used by exec: set type = "exec" or remove command`},
-		"health interval": {web + "[service.web.health]\ninterval = \"0s\"\n", `7: service.web.health.interval: must be more than 0s, got "0s"`},
-		"health timeout":  {web + "[service.web.health]\ntimeout = \"1 s\"\n", `7: service.web.health.timeout: must be a duration such as "30s" or "1m30s", got "1 s"`},
-		"health rise":     {web + "[service.web.health]\nrise = 0\n", `7: service.web.health.rise: must be at least 1, got 0`},
-		"health fall":     {web + "[service.web.health]\nfall = 0\n", `7: service.web.health.fall: must be at least 1, got 0`},
-		"drain timeout":   {web + "[service.web.drain]\ntimeout = \"forever\"\n", `7: service.web.drain.timeout: must be a duration such as "30s" or "1m30s", got "forever"`},
-		"affinity":        {strings.Replace(web, "[service.web.container]", "affinity = \"-5m\"\n[service.web.container]", 1), `3: service.web.affinity: must not be negative, got "-5m"`},
-		"balance":         {strings.Replace(web, "[service.web.container]", "balance = \"roundrobin\"\n[service.web.container]", 1), `3: service.web.balance: must be "round-robin", "random", "least-connections", "source-hash" or "maglev", got "roundrobin": did you mean "round-robin"?`},
-		"handover":        {strings.Replace(web, "[service.web.container]", "handover = \"never\"\n[service.web.container]", 1), `3: service.web.handover: must be "auto" or "relay", got "never"`},
-		"allow":           {strings.Replace(web, "[service.web.container]", "allow = [\"192.0.2.1/24\"]\n[service.web.container]", 1), `3: service.web.allow: "192.0.2.1/24" has bits set beyond the prefix: write "192.0.2.0/24"`},
-		"limit negative":  {strings.Replace(web, "[service.web.container]", "max_flows = -1\n[service.web.container]", 1), `3: service.web.max_flows: must be at least 0, got -1`},
+		"start timeout":    {web + "[service.web.start]\ntimeout = \"0s\"\n", `7: service.web.start.timeout: must be more than 0s, got "0s"`},
+		"backlog zero":     {web + "[service.web.start]\nbacklog = 0\n", `7: service.web.start.backlog: must be at least 1, got 0`},
+		"backlog high":     {web + "[service.web.start]\nbacklog = 65536\n", `7: service.web.start.backlog: must be at most 65535, got 65536`},
+		"health type":      {web + "[service.web.health]\ntype = \"https\"\n", `7: service.web.health.type: must be "tcp", "http", "exec" or "none", got "https": did you mean "http"?`},
+		"health path":      {web + "[service.web.health]\ntype = \"http\"\npath = \"health\"\n", `8: service.web.health.path: must begin with / and hold no space, # or non-ASCII character, got "health"`},
+		"health path tcp":  {web + "[service.web.health]\npath = \"/health\"\n", `7: service.web.health.path: is only used by http: set type = "http" or remove path`},
+		"health no exec":   {web + "[service.web.health]\ntype = \"exec\"\n", `6: service.web.health.command: is missing: exec needs a program to run inside the container`},
+		"health exec tcp":  {web + "[service.web.health]\ncommand = [\"true\"]\n", `7: service.web.health.command: is only used by exec: set type = "exec" or remove command`},
+		"health interval":  {web + "[service.web.health]\ninterval = \"0s\"\n", `7: service.web.health.interval: must be more than 0s, got "0s"`},
+		"health timeout":   {web + "[service.web.health]\ntimeout = \"1 s\"\n", `7: service.web.health.timeout: must be a duration such as "30s" or "1m30s", got "1 s"`},
+		"health rise":      {web + "[service.web.health]\nrise = 0\n", `7: service.web.health.rise: must be at least 1, got 0`},
+		"health fall":      {web + "[service.web.health]\nfall = 0\n", `7: service.web.health.fall: must be at least 1, got 0`},
+		"drain timeout":    {web + "[service.web.drain]\ntimeout = \"forever\"\n", `7: service.web.drain.timeout: must be a duration such as "30s" or "1m30s", got "forever"`},
+		"affinity":         {strings.Replace(web, "[service.web.container]", "affinity = \"-5m\"\n[service.web.container]", 1), `3: service.web.affinity: must not be negative, got "-5m"`},
+		"balance":          {strings.Replace(web, "[service.web.container]", "balance = \"roundrobin\"\n[service.web.container]", 1), `3: service.web.balance: must be "round-robin", "random", "least-connections", "source-hash" or "maglev", got "roundrobin": did you mean "round-robin"?`},
+		"handover":         {strings.Replace(web, "[service.web.container]", "handover = \"never\"\n[service.web.container]", 1), `3: service.web.handover: must be "auto" or "relay", got "never"`},
+		"allow":            {strings.Replace(web, "[service.web.container]", "allow = [\"192.0.2.1/24\"]\n[service.web.container]", 1), `3: service.web.allow: "192.0.2.1/24" has bits set beyond the prefix: write "192.0.2.0/24"`},
+		"affinity long":    of("affinity = \"168h0m1s\"", `3: service.web.affinity: must be at most 168h0m0s, got 168h0m1s`),
+		"flows per client": of("max_flows_per_client = 10_001", `3: service.web.max_flows_per_client: must be at most 10000, got 10001`),
+		"new per client":   of("max_new_per_second_per_client = 10_001", `3: service.web.max_new_per_second_per_client: must be at most 10000, got 10001`),
+		"new per second":   of("max_new_per_second = 1_000_001", `3: service.web.max_new_per_second: must be at most 1000000, got 1000001`),
+		"proxy of UDP":     {strings.Replace(web, `"]`, "\", \"192.0.2.10:80/udp\"]\nforward = \"proxy\"", 1), `3: service.web.forward: only TCP can be relayed, and this service listens at UDP: make two services of it`},
+		"proxy balance":    of("forward = \"proxy\"\nbalance = \"maglev\"", `4: service.web.balance: has no effect with forward = "proxy", which takes the replica with the fewest connections for its weight: remove it`),
+		"proxy affinity":   of("forward = \"proxy\"\naffinity = \"1m\"", `4: service.web.affinity: has no effect with forward = "proxy", which takes the replica with the fewest connections for its weight: remove it`),
+		"header of UDP":    {strings.Replace(web, "tcp\"]", "udp\"]\nproxy_protocol = \"v1\"", 1), `3: service.web.proxy_protocol: goes before TCP connections, and this service listens at UDP alone: remove it`},
+		"relay of UDP":     {strings.Replace(web, "tcp\"]", "udp\"]\nhandover = \"relay\"", 1), `3: service.web.handover: is about TCP connections, and this service listens at UDP alone: remove it`},
+		"priority alone":   {web + "priority = 1\n", `6: service.web.container.priority: is one among backends, and this service has none: remove it, or add [[service.web.backend]]`},
+		"scale of backends": {"[service.db]\nlisten = [\"192.0.2.1:5432/tcp\"]\n[[service.db.backend]]\naddress = \"10.0.0.1:1\"\n[service.db.scale]\nmin = 1\n",
+			`5: service.db.scale: is about replicas, and this service has no container: remove it`},
+		"limit negative": {strings.Replace(web, "[service.web.container]", "max_flows = -1\n[service.web.container]", 1), `3: service.web.max_flows: must be at least 0, got -1`},
 		"canary percent": {web + "[service.web.canary]\npercent = 101\ncontainer = { image = \"localhost/w:2\", port = 1 }\n",
 			`7: service.web.canary.percent: must be at most 100, got 101`},
 		"canary nothing":  {web + "[service.web.canary]\npercent = 5\n", `6: service.web.canary.container: is missing: say in [service.web.canary.container] what is to be tried, such as another image`},
@@ -173,6 +185,11 @@ func wrong() map[string]struct{ text, want string } {
 7: service.web.container.pull: must be a string, got an integer: put it in quotes
 9: service.web.drain.timeout: must be a duration in quotes such as "30s", got an integer`},
 	}
+}
+
+// of is web with a line more, the third.
+func of(line, want string) struct{ text, want string } {
+	return struct{ text, want string }{strings.Replace(web, "[service.web.container]", line+"\n[service.web.container]", 1), want}
 }
 
 func listen(addr, want string) struct{ text, want string } {
