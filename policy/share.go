@@ -97,10 +97,11 @@ func (s *Service) serve() {
 	s.held = nil
 }
 
-// leastBusy is the backend among some that serves fewest flows.
+// leastBusy is the backend among some that serves fewest flows for its weight,
+// one more counted in.
 func (s *Service) leastBusy(ok func(*backend) bool) (best *backend) {
 	for _, b := range s.backends {
-		if s.serves(b) && ok(b) && (best == nil || b.flows < best.flows) {
+		if s.serves(b) && ok(b) && (best == nil || (b.flows+1)*s.weight(best) < (best.flows+1)*s.weight(b)) {
 			best = b
 		}
 	}
