@@ -161,14 +161,19 @@ func (s *Service) retryCanary(b *backend, err error) {
 	s.emit(Note{Kind: NoteRetry, Index: b.index, Err: err, For: wait})
 }
 
-// proven ends the doubts about a canary that has been ready for a while.
+// proven ends the doubts about replicas of one side when one of them has been
+// ready for a while: of the stable ones, one that came after the last crash.
 func (s *Service) proven() {
-	if s.trial.tries == 0 {
+	if s.trial.tries == 0 && s.crashes == 0 {
 		return
 	}
 	for _, b := range s.backends {
-		if b.canary && b.state == Ready && !s.now.Before(b.readyAt.Add(settled)) {
+		switch {
+		case b.member || b.state != Ready || s.now.Before(b.readyAt.Add(settled)):
+		case b.canary:
 			s.trial.tries, s.trial.tryT = 0, time.Time{}
+		case !b.readyAt.Before(s.crashT):
+			s.crashes, s.tries = 0, 0
 		}
 	}
 }

@@ -70,6 +70,8 @@ type Service struct {
 	fails   int       // failed wakes in a row
 	failedT time.Time // nothing is tried before
 	tries   int       // failed starts in a row
+	crashes int       // of these, replicas that were ready, but not for long
+	crashT  time.Time // when the last of them ended
 	tryT    time.Time // no start before
 	err     error
 	cause   error // of the last failed start in this wake
@@ -315,14 +317,15 @@ func (s *Service) health(b *backend, ev Health) {
 	}
 }
 
-// recovered forgets the failures before a backend became ready.
+// recovered forgets the failures before a backend became ready. It may end as
+// soon as others before it: how many did is forgotten when one has lived.
 func (s *Service) recovered(b *backend) {
 	s.failedT = time.Time{}
 	if b.canary {
 		s.trial.err = nil
 		return
 	}
-	s.tries, s.tryT, s.err = 0, time.Time{}, nil
+	s.tries, s.tryT, s.err = s.crashes, time.Time{}, nil
 }
 
 func (s *Service) died(b *backend, detail string) {
@@ -348,11 +351,20 @@ func (s *Service) died(b *backend, detail string) {
 		if b.readyAt.IsZero() || s.now.Sub(b.readyAt) < settled {
 			if b.state != DrainingFlows {
 				s.retry(b, err)
+				s.crashed(b)
 			}
 		}
 		b.dead = true
 		s.blame(b, err)
 		s.leave(b)
+	}
+}
+
+// crashed counts a stable replica that has ended soon after it became ready.
+func (s *Service) crashed(b *backend) {
+	if !b.canary && !b.readyAt.IsZero() {
+		s.crashes++
+		s.crashT = s.now
 	}
 }
 
@@ -404,7 +416,7 @@ func (s *Service) fail(err error) {
 	wait := min(failBase<<min(s.fails, 16), failMax)
 	s.fails++
 	s.failedT = s.now.Add(wait)
-	s.tries, s.tryT = 0, s.failedT
+	s.tries, s.crashes, s.tryT = 0, 0, s.failedT
 	s.wakeAt, s.err, s.cause = time.Time{}, err, nil
 	s.manualT = time.Time{}
 	s.emit(Note{Kind: NoteFailed, Err: err, For: wait, N: len(s.held)})

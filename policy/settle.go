@@ -366,6 +366,7 @@ func (s *Service) report() {
 	}
 	if s.phase == Cold && was != Cold && was != Failed {
 		s.scaler.reset()
+		s.crashes, s.tries = 0, 0
 		s.emit(Note{Kind: NoteAsleep})
 	}
 }

@@ -119,3 +119,44 @@ func TestSlowStart(t *testing.T) {
 		}
 	}
 }
+
+// TestCrashLoop: replicas that become ready and end soon after are started less and
+// less often, until one lives.
+func TestCrashLoop(t *testing.T) {
+	t.Parallel()
+	spec := testSpec()
+	spec.Min = 1
+	w := newWorld(t, spec)
+	died := func() (waits []time.Duration) {
+		for _, i := range w.indices() {
+			if w.healthy[i] && !w.dead[i] {
+				w.die(i)
+			}
+		}
+		for _, n := range w.notes {
+			if n.Kind == NoteRetry {
+				waits = append(waits, n.For)
+			}
+		}
+		w.notes = nil
+		w.calm()
+		return waits
+	}
+	starts := 0
+	for end := w.now.Add(10 * time.Minute); w.now.Before(end); {
+		w.calm()
+		starts += len(died())
+		w.pass(time.Second)
+	}
+	if starts < 40 || starts > 120 {
+		t.Errorf("%d starts in ten minutes", starts)
+	}
+	w.pass(time.Minute)
+	if waits := died(); len(waits) > 0 {
+		t.Errorf("after a minute's life put off by %v", waits)
+	}
+	w.pass(2 * time.Second)
+	if waits := died(); len(waits) != 1 || waits[0] != tryBase {
+		t.Errorf("the first death after that puts the next start off by %v", waits)
+	}
+}
