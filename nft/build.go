@@ -70,6 +70,7 @@ func (t *Table) build() error {
 	if err := t.nl.Flush(); err != nil {
 		return fmt.Errorf("build table: mark it complete: %w", err)
 	}
+	t.rebuilt = true
 	return nil
 }
 
@@ -112,10 +113,19 @@ func isMark(chain string) bool { return strings.HasPrefix(chain, markPrefix) }
 
 // Restore compares the table with what was last applied (or, before that,
 // found) and mends what differs: another program may have flushed the ruleset,
-// or altered the table. It tells whether there was anything to mend.
+// or altered the table. It tells whether there was anything to mend, be it that
+// a change has found the table gone and built it anew before.
 func (t *Table) Restore() (changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	changed, err = t.restore()
+	if err == nil {
+		changed, t.rebuilt = changed || t.rebuilt, false
+	}
+	return changed, err
+}
+
+func (t *Table) restore() (changed bool, err error) {
 	same, err := t.reload()
 	if err != nil {
 		return false, fmt.Errorf("restore table: %w", err)

@@ -32,6 +32,8 @@ type Table struct {
 	want map[Endpoint]Service
 	lull map[Endpoint]bool // the backends that are to be asleep
 
+	rebuilt bool // not by Restore, which is to tell of it
+
 	ends  map[Endpoint]time.Time // of backends that linger: when the kernel forgets them
 	swept time.Time              // when that was last looked at
 }
@@ -54,6 +56,7 @@ func Open(o Options) (*Table, error) {
 		if !same {
 			err = t.build()
 		}
+		t.rebuilt = false
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open table: %w", err), t.Close())

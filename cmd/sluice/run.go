@@ -377,7 +377,7 @@ func restore(table *nft.Table, log zerolog.Logger, told *bool) bool {
 	switch {
 	case err != nil && !*told:
 		log.Error().Err(err).Msg("table inet sluice may have been changed by others and cannot be restored, trying again")
-	case err == nil && (changed || *told): // or it has been, by a change of ours
+	case changed:
 		log.Warn().Msg("table inet sluice was changed by others and is put right")
 	}
 	*told = err != nil
