@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // No configuration is that long; /dev/zero is.
@@ -18,6 +19,7 @@ const maxFileSize = 64 << 20
 func Load(path string) (*Config, error) {
 	l := loader{report: report{order: map[string]int{}}}
 	l.read(path)
+	l.home(filepath.Dir(path))
 	l.readDir(filepath.Join(filepath.Dir(path), "conf.d"))
 	return decode(&l.report, l.files)
 }
@@ -61,6 +63,24 @@ func (l *loader) fileError(name string, err error) {
 		err = fmt.Errorf("%s: %w", pe.Op, pe.Err)
 	}
 	l.add(name, 0, "", err.Error())
+}
+
+// home looks at the directory of the main file: who may write there can put
+// another file in its place, unless it is sticky. That there is none is said of
+// the file.
+func (l *loader) home(dir string) {
+	l.order[dir] = len(l.order)
+	info, err := os.Stat(dir)
+	if err != nil {
+		return
+	}
+	check := trusted
+	if info.Mode()&os.ModeSticky != 0 {
+		check = owned
+	}
+	if err := check(dir, info); err != nil {
+		l.fileError(dir, err)
+	}
 }
 
 // readDir reads the files of a conf.d in the order of their names. There need
@@ -119,11 +139,18 @@ func readFile(name string) ([]byte, error) {
 	return data, nil
 }
 
-// trusted refuses what every user of the machine may change: the daemon runs
-// as root what the file says.
+// trusted refuses what others than root and the user who runs this may change:
+// the daemon runs as root what the file says.
 func trusted(name string, info fs.FileInfo) error {
-	if info.Mode().Perm()&0o002 == 0 {
-		return nil
+	if info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("may be written by every user (mode %04o): run chmod o-w %s", info.Mode().Perm(), name)
 	}
-	return fmt.Errorf("may be written by every user (mode %04o): run chmod o-w %s", info.Mode().Perm(), name)
+	return owned(name, info)
+}
+
+func owned(name string, info fs.FileInfo) error {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("belongs to user %d, who may change it: run chown root %s", st.Uid, name)
+	}
+	return nil
 }

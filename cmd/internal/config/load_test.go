@@ -55,12 +55,19 @@ func mustLoad(t *testing.T, text string) *Config {
 	return c
 }
 
-func TestMinimal(t *testing.T) {
-	t.Parallel()
-	c, err := Load("minimal.toml")
+// shipped loads a copy of a file of this package, whoever owns the original.
+func shipped(t *testing.T, name string) *Config {
+	t.Helper()
+	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return mustLoad(t, string(text))
+}
+
+func TestMinimal(t *testing.T) {
+	t.Parallel()
+	c := shipped(t, "minimal.toml")
 	want := defaultService("web")
 	want.Listen = []Listen{{netip.MustParseAddr("192.0.2.10"), 80, TCP}}
 	container := defaultContainer()
@@ -75,14 +82,7 @@ func TestMinimal(t *testing.T) {
 // same as without.
 func TestReferenceHoldsDefaults(t *testing.T) {
 	t.Parallel()
-	minimal, err := Load("minimal.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	reference, err := Load("reference.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	minimal, reference := shipped(t, "minimal.toml"), shipped(t, "reference.toml")
 	if !reflect.DeepEqual(reference, minimal) {
 		t.Errorf("reference.toml is not the defaults:\n got %+v\nwant %+v", reference, minimal)
 	}
@@ -320,6 +320,11 @@ func TestFiles(t *testing.T) {
 		"huge/sluice.toml":     "",
 		"partly/sluice.toml":   "x",
 		"partly/conf.d/a.toml": "",
+		"all/sluice.toml":      "",
+		"sticky/sluice.toml":   "",
+		"theirs/sluice.toml":   "",
+		"theirs/conf.d/a.toml": "",
+		"home/sluice.toml":     "",
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
 	for _, err := range []error{
@@ -327,6 +332,8 @@ func TestFiles(t *testing.T) {
 		os.Chmod(at("opendir/conf.d"), 0o777|os.ModeSticky),
 		os.Truncate(at("huge/sluice.toml"), maxFileSize+1),
 		os.Chmod(at("partly/conf.d/a.toml"), 0o602),
+		os.Chmod(at("all"), 0o777),
+		os.Chmod(at("sticky"), 0o777|os.ModeSticky),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -341,6 +348,20 @@ func TestFiles(t *testing.T) {
 		"huge/sluice.toml":    "huge/sluice.toml: is larger than 64 MiB",
 		"partly/sluice.toml": "partly/sluice.toml:1: not valid TOML: expected '=' after key\n" +
 			"partly/conf.d/a.toml: may be written by every user (mode 0602): run chmod o-w partly/conf.d/a.toml",
+		"all/sluice.toml": "all: may be written by every user (mode 0777): run chmod o-w all",
+	}
+	if os.Geteuid() == 0 { // nobody else can give files away
+		for _, name := range []string{"theirs/sluice.toml", "theirs/conf.d", "home"} {
+			if err := os.Chown(at(name), 1234, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tests["home/sluice.toml"] = "home: belongs to user 1234, who may change it: run chown root home"
+		tests["theirs/sluice.toml"] = "theirs/sluice.toml: belongs to user 1234, who may change it: run chown root theirs/sluice.toml\n" +
+			"theirs/conf.d: belongs to user 1234, who may change it: run chown root theirs/conf.d"
+	}
+	if _, err := Load(at("sticky/sluice.toml")); err != nil {
+		t.Errorf("a file of one's own in a directory such as /tmp: %v", err)
 	}
 	for name, want := range tests {
 		_, err := Load(at(name))
