@@ -99,7 +99,7 @@ func (s *stage) victims(t *testing.T) map[string]string {
 		inWaking: {"probing", "ready"}, inWarm: {"ready"}, inDraining: {"draining"},
 	} {
 		for _, b := range s.status(t, service).Backends {
-			if slices.Contains(states, b.State) && (service != inDraining || b.Name == s.victim) && s.runs(b.Name) {
+			if slices.Contains(states, b.State) && (service != inDraining || b.Name == s.victim) && s.runs(b.Name) && s.onNetwork(b) {
 				m[service] = b.Name
 				break
 			}

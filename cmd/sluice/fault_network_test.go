@@ -33,8 +33,7 @@ func (s *stage) hitEveryone(t *testing.T, do func()) {
 	hit := map[string][]string{} // by service
 	for _, service := range stagePhases() {
 		for _, r := range s.status(t, service).Backends {
-			// One that was started in the moment of a removal is on a bridge of its own.
-			if s.runs(r.Name) && strings.HasPrefix(r.Address, s.prefix()) {
+			if s.runs(r.Name) && s.onNetwork(r) {
 				hit[service] = append(hit[service], r.Address)
 			}
 		}

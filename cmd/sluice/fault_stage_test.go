@@ -105,6 +105,12 @@ func (s *stage) addNetwork(t *testing.T) {
 // prefix is what the addresses on the network begin with.
 func (s *stage) prefix() string { return fmt.Sprintf("172.%d.", 16+s.networks%16) }
 
+// onNetwork says whether a replica is on the network: one that was started in
+// the moment of its removal is on the one before, which Podman knows no more.
+func (s *stage) onNetwork(b control.BackendStatus) bool {
+	return strings.HasPrefix(b.Address, s.prefix())
+}
+
 func (s *stage) visitWarm() {
 	if s.steady != nil {
 		s.steady.end()
