@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
@@ -112,15 +113,39 @@ func batch(conn *netlink.Conn, msgs []netlink.Message) error {
 	if _, err := conn.SendMessages(all); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
-	// One answer comes for each message, whether the batch holds or not; only
-	// a batch refused at its door has a single one.
+	// One answer comes for each message, whether the batch holds or not, but a
+	// single one if it is refused at its door, and fewer if the kernel has no
+	// memory for them. All that come are there by now: nothing is waited for.
 	var errs []error
-	for range msgs {
-		if _, err := conn.Receive(); errors.Is(err, unix.EPERM) {
-			return err
-		} else if err != nil {
+	for n := 0; ; n++ {
+		switch more, err := readable(conn); {
+		case err != nil:
+			return errors.Join(append(errs, err)...)
+		case !more && n < len(msgs) && len(errs) == 0:
+			return fmt.Errorf("%d answers to %d messages", n, len(msgs))
+		case !more:
+			return errors.Join(errs...)
+		}
+		if _, err := conn.Receive(); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+}
+
+// readable tells whether there is something to receive.
+func readable(conn *netlink.Conn) (ready bool, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+		var n int
+		n, e := unix.Poll(p, 0)
+		for errors.Is(e, unix.EINTR) {
+			n, e = unix.Poll(p, 0)
+		}
+		ready, err = n > 0, e
+	})
+	return ready, errors.Join(cerr, os.NewSyscallError("poll", err))
 }
