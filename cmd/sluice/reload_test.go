@@ -9,13 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 
 	"sluice/cmd/internal/admin"
-	"sluice/cmd/internal/control"
+	"sluice/nft"
 	"sluice/testenv"
 )
 
@@ -102,67 +102,99 @@ func TestReload(t *testing.T) {
 }
 
 // TestManyReloads: five hundred reloads that add, remove and change services,
-// under traffic, harm no request and leave nothing behind.
+// and change weights, harm no connection and leave nothing behind: neither one
+// of a service that stays as it is nor one of the service whose weights change.
 func TestManyReloads(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	base := web("min = 2\nmax = 2\nidle = \"5m\"", "", "")
-	d := h.start(t, h.configure(t, base))
-	d.until(t, "two replicas", func(st control.ServiceStatus) bool { return st.Ready == 2 })
-	variant := func(i int) string {
-		text := base
+	n := testenv.NewBackendNet(t, h.Host, 3)
+	for _, b := range n.Backends {
+		testenv.StartServer(t, b.NS)
+	}
+	variant := func(some int, weights [3]int) string {
+		text := web("min = 2\nmax = 2\nidle = \"5m\"", "", "")
+		text += fmt.Sprintf("[service.fixed]\nlisten = [\"%s:81/tcp\"]\n", address)
+		for i, b := range n.Backends {
+			text += fmt.Sprintf("[[service.fixed.backend]]\naddress = \"%s:8080\"\nweight = %d\n", b.Addr4, weights[i])
+		}
 		for j := range 5 {
-			if (i>>j)&1 != 0 {
-				text += named(fmt.Sprintf("s%d", j), 100+j+(i/32)%2, fmt.Sprintf("idle = \"%ds\"", 1+i%7))
+			if (some>>j)&1 != 0 {
+				text += named(fmt.Sprintf("s%d", j), 100+j+(some/32)%2, fmt.Sprintf("idle = \"%ds\"", 1+some%7))
 			}
 		}
 		return text
 	}
-	usage := func() (fds int, goroutines float64, elements string) {
-		h.configure(t, base)
-		h.must(t, "reload")
-		d.services(t, "web")
-		e, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
-		if err != nil {
+	last := [3]int{1, 2, 1}
+	d := h.start(t, h.configure(t, variant(0, last)))
+	d.untilReady(t, "web", 2)
+	d.untilReady(t, "fixed", 3)
+
+	clients := newCrowd(h.Client, map[string]string{"web": address + ":80", "fixed": address + ":81"})
+	client := admin.Dial(d.admin())
+	reload := func(text string) {
+		t.Helper()
+		h.configure(t, text)
+		ctx, cancel := context.WithTimeout(t.Context(), patient)
+		defer cancel()
+		if err := client.Reload(ctx); err != nil {
 			t.Fatal(err)
 		}
-		words := strings.FieldsFunc(h.Host.Run(t, "nft", "list", "table", "inet", "sluice"), func(r rune) bool { return strings.ContainsRune(" ,\t\n", r) })
-		slices.Sort(words) // elements come in no order
-		return len(e), h.metrics(t)["go_goroutines"], strings.Join(words, " ")
 	}
-	fds, goroutines, elements := usage()
-
-	var requests, stop atomic.Int64
-	failed := make(chan error, 1)
-	go func() {
-		for stop.Load() == 0 {
-			if _, err := h.tryGet("/who"); err != nil {
-				failed <- err
-				return
-			}
-			requests.Add(1)
+	// many reloads so often, under traffic, and tells what is left afterwards.
+	many := func(from, to int) (footing, int64, []testenv.Element) {
+		t.Helper()
+		began := time.Now()
+		var all []*callers
+		for _, name := range []string{"web", "fixed"} {
+			all = append(all, clients.visit(name, 2, 2, 10*time.Millisecond))
 		}
-		failed <- nil
-	}()
-	client := admin.Dial(d.admin())
-	for i := range 500 {
-		h.configure(t, variant(i))
-		ctx, cancel := context.WithTimeout(context.Background(), patient)
-		if err := client.Reload(ctx); err != nil {
-			t.Fatalf("reload %d: %v", i, err)
+		for i := from; i < to; i++ {
+			reload(variant(i, [3]int{1 + i%3, 3 - i%3, i % 2 * 2}))
 		}
-		cancel()
+		for _, c := range all {
+			c.end()
+		}
+		t.Logf("%d reloads in %s", to-from, time.Since(began).Round(time.Millisecond))
+		reload(variant(0, last))
+		d.services(t, "fixed", "web")
+		testenv.Eventually(t, patient, func() (bool, string) {
+			st, err := client.Status(t.Context())
+			return err == nil && st.Services[0].Flows+st.Services[1].Flows == 0, "connections are left"
+		})
+		_, resident := d.usage(t)
+		elements := slices.DeleteFunc(testenv.Elements(t, h.Host, nft.Name), func(e testenv.Element) bool { return e.Timeout })
+		return d.footing(t), resident, elements
 	}
-	stop.Store(1)
-	if err := <-failed; err != nil {
-		t.Errorf("a request failed: %v", err)
-	}
-	t.Logf("%d requests during 500 reloads", requests.Load())
-	testenv.Eventually(t, patient, func() (bool, string) {
-		fds2, goroutines2, elements2 := usage()
-		return fds2 <= fds && elements2 == elements && goroutines2 <= goroutines+5,
-			fmt.Sprintf("%d descriptors, were %d; %.0f goroutines, were %.0f; table\n%s\nwas\n%s", fds2, fds, goroutines2, goroutines, elements2, elements)
+	before, memory, elements := many(0, 100) // the first fill what is kept
+	testenv.Eventually(t, patient, func() (bool, string) { // whole rounds, once the kernel has the weights
+		var got [3]int
+		for range 40 {
+			who := testenv.WhoAnswered(t, h.Client, address+":81").Name
+			got[slices.IndexFunc(n.Backends, func(b *testenv.Backend) bool { return b.Name == who })]++
+		}
+		return got == [3]int{10, 20, 10}, fmt.Sprintf("%v of 40 connections for weights %v", got, last)
 	})
+	after, resident, elements2 := many(100, 500)
+	t.Logf("after 100 reloads: %v, %d KiB resident; after 500: %v, %d KiB", before, memory>>10, after, resident>>10)
+	if after.descriptors > before.descriptors+4 || after.goroutines > before.goroutines+8 || after.heap > before.heap+4<<20 || resident > memory+16<<20 {
+		t.Error("something has grown")
+	}
+	if !slices.Equal(elements, elements2) {
+		t.Errorf("the table has\n%v\nand had\n%v", elements2, elements)
+	}
+	made := map[string]int{}
+	for _, c := range clients.since(time.Time{}) {
+		made[c.service+", "+c.kind]++
+		if c.err != nil {
+			t.Error(c)
+		}
+	}
+	t.Log(made)
+	for _, name := range []string{"web, short", "web, long", "web, bulk", "fixed, short", "fixed, long", "fixed, bulk"} {
+		if made[name] == 0 {
+			t.Errorf("no connections: %s", name)
+		}
+	}
 }
 
 // TestReloadTruncated: a file that is cut off and not written yet does not end
