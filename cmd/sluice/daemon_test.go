@@ -58,9 +58,10 @@ type host struct {
 	*testenv.Lab
 	pod    *testenv.Podman
 	dir    string
-	resolv string   // what the daemon finds at /etc/resolv.conf; "": the machine's own
-	by     []string // a program, with its arguments, that starts the daemon
-	warden *warden  // over the daemon's system calls; nil: none
+	resolv string       // what the daemon finds at /etc/resolv.conf; "": the machine's own
+	by     []string     // a program, with its arguments, that starts the daemon
+	warden *warden      // over the daemon's system calls; nil: none
+	relay  *podmanRelay // nil: the daemon speaks to Podman itself
 }
 
 func newHost(t *testing.T) *host {
@@ -88,11 +89,19 @@ func shortDir(t *testing.T) string {
 func (h *host) admin() string { return filepath.Join(h.dir, "admin.sock") }
 func (h *host) state() string { return filepath.Join(h.dir, "state") }
 
+// uri is where the daemon finds Podman.
+func (h *host) uri() string {
+	if h.relay != nil {
+		return "unix://" + h.relay.path
+	}
+	return h.pod.URI()
+}
+
 // configure writes the configuration: the daemon's part, then text.
 func (h *host) configure(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(h.dir, "sluice.toml")
-	text = fmt.Sprintf("[daemon]\npodman = %q\nadmin = %q\nstate = %q\nlog_level = \"debug\"\nlog_format = \"json\"\n\n", h.pod.URI(), h.admin(), h.state()) + text
+	text = fmt.Sprintf("[daemon]\npodman = %q\nadmin = %q\nstate = %q\nlog_level = \"debug\"\nlog_format = \"json\"\n\n", h.uri(), h.admin(), h.state()) + text
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

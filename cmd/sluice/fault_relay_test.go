@@ -20,17 +20,26 @@ import (
 // full, at will.
 type podmanRelay struct {
 	path string
+	to   *http.Transport
 
 	mu      sync.Mutex
 	delay   time.Duration
 	full    bool
 	listing chan func() // gets what lets a question for all containers pass; nil: they pass
 	streams map[*http.Request]context.CancelFunc
+
+	starting, most int // starts that go on, and how many did at a time
 }
 
 func newPodmanRelay(t *testing.T, pod *testenv.Podman, dir string) *podmanRelay {
 	t.Helper()
-	r := &podmanRelay{path: filepath.Join(dir, "relay.sock"), streams: map[*http.Request]context.CancelFunc{}}
+	r := &podmanRelay{
+		path: filepath.Join(dir, "relay.sock"),
+		to: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", pod.Socket())
+		}},
+		streams: map[*http.Request]context.CancelFunc{},
+	}
 	ln, err := net.Listen("unix", r.path)
 	if err != nil {
 		t.Fatal(err)
@@ -40,9 +49,7 @@ func newPodmanRelay(t *testing.T, pod *testenv.Podman, dir string) *podmanRelay 
 			p.SetURL(&url.URL{Scheme: "http", Host: "podman"})
 		},
 		FlushInterval: -1,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", pod.Socket())
-		}},
+		Transport:     r,
 		// Whoever asked finds the connection gone, as when Podman goes.
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
@@ -90,6 +97,22 @@ func (r *podmanRelay) set(delay time.Duration, full bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delay, r.full = delay, full
+}
+
+// RoundTrip passes a question on to Podman, and counts while it starts something.
+func (r *podmanRelay) RoundTrip(q *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(q.URL.Path, "/start") || strings.HasSuffix(q.URL.Path, "/init") {
+		r.mu.Lock()
+		r.starting++
+		r.most = max(r.most, r.starting)
+		r.mu.Unlock()
+		defer func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.starting--
+		}()
+	}
+	return r.to.RoundTrip(q)
 }
 
 // cut ends the streams of events and tells how many there were.

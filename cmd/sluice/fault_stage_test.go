@@ -31,8 +31,7 @@ func stagePhases() []string { return []string{inCold, inWaking, inWarm, inDraini
 // A stage is a host with one service in each phase, and its clients.
 type stage struct {
 	*host
-	relay   *podmanRelay // nil: the daemon speaks to Podman itself
-	manager *manager     // nil: nobody keeps anything while there is no daemon
+	manager *manager // nil: nobody keeps anything while there is no daemon
 	d       *proc
 	config  string
 	clients *crowd
@@ -130,12 +129,8 @@ func (s *stage) goHome() {
 // write writes the configuration.
 func (s *stage) write(t *testing.T) string {
 	t.Helper()
-	uri := s.pod.URI()
-	if s.relay != nil {
-		uri = "unix://" + s.relay.path
-	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "[daemon]\npodman = %q\nadmin = %q\nmetrics = \"127.0.0.1:9464\"\nlog_level = \"debug\"\nlog_format = \"json\"\n", uri, s.admin())
+	fmt.Fprintf(&b, "[daemon]\npodman = %q\nadmin = %q\nmetrics = \"127.0.0.1:9464\"\nlog_level = \"debug\"\nlog_format = \"json\"\n", s.uri(), s.admin())
 	for _, name := range stagePhases() {
 		scale, env := "max = 3", ""
 		switch name {

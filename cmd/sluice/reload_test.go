@@ -165,7 +165,7 @@ func TestManyReloads(t *testing.T) {
 		elements := slices.DeleteFunc(testenv.Elements(t, h.Host, nft.Name), func(e testenv.Element) bool { return e.Timeout })
 		return d.footing(t), resident, elements
 	}
-	before, memory, elements := many(0, 100) // the first fill what is kept
+	before, memory, elements := many(0, 100)               // the first fill what is kept
 	testenv.Eventually(t, patient, func() (bool, string) { // whole rounds, once the kernel has the weights
 		var got [3]int
 		for range 40 {
