@@ -266,12 +266,12 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	r.endProbe()
 	r.halted = false
 	r.endWatch()
-	if r.asleep {
-		c.unwatch(s.log, r.name, c.backends(s, r))
-	}
-	names, id := targets(c.backends(s, r)), r.ref()
+	all, asleep, id := c.backends(s, r), r.asleep, r.ref()
 	timeout := s.stopTimeout(r)
 	c.call(func() {
+		if asleep {
+			c.unwatch(s.log, r.name, all)
+		}
 		ctx, cancel := context.WithTimeout(c.ctx, timeout+time.Minute)
 		defer cancel()
 		var err error
@@ -280,7 +280,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 				err = c.opt.Replicas.Remove(ctx, id)
 			}
 		}
-		for _, t := range names {
+		for _, t := range targets(all) {
 			if err == nil {
 				_, err = c.opt.Flows.Forget(ctx, t.addr, t.proto)
 			}

@@ -220,3 +220,40 @@ func TestRelayMoves(t *testing.T) {
 		t.Errorf("%d bytes as before", now)
 	}
 }
+
+// busy is a table on which something takes its time.
+type busy struct {
+	*refusing
+	asked chan struct{}
+	end   <-chan struct{}
+}
+
+func (b busy) wait() {
+	select {
+	case b.asked <- struct{}{}:
+	case <-b.end:
+	}
+	<-b.end
+}
+
+func (b busy) Asleep(map[nft.Endpoint]bool) error { b.wait(); return nil }
+
+func (b busy) AllLimited() (map[nft.Endpoint]uint64, error) { b.wait(); return nil, nil }
+
+// TestOwnerWaitsForNoTable: the owner goes on while the table is busy, with what is
+// asked of it for a container that was paused and is stopped, and for a status.
+func TestOwnerWaitsForNoTable(t *testing.T) {
+	t.Parallel()
+	c, s, _, _ := replicaLab(t, config.SleepStop)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	table := busy{asked: make(chan struct{}), end: ctx.Done()}
+	c.opt.Table = table
+	s.replica(1).asleep = true
+	c.stop(s, policy.Stop{Index: 1})
+	<-table.asked
+
+	s.cfg.Limits.MaxFlows = 1
+	go func() { _, _ = c.Status(ctx) }()
+	awaits(t, c, "the table to be asked", table.asked)
+}

@@ -72,7 +72,7 @@ func (t *traffic) status() Traffic {
 func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
 	var st Status
 	var all []*service
-	var limited map[nft.Endpoint]uint64
+	var limits bool
 	var unknown error
 	err := c.ask(ctx, func() {
 		for _, n := range names {
@@ -86,10 +86,16 @@ func (c *Control) Status(ctx context.Context, names ...string) (Status, error) {
 				all = append(all, s)
 			}
 		}
-		st.ConfigError, limited = c.configError, c.limited()
+		st.ConfigError, limits = c.configError, c.limits()
 	})
 	if err != nil || unknown != nil {
 		return Status{}, cmp.Or(err, unknown)
+	}
+	var limited map[nft.Endpoint]uint64
+	if limits { // the table may be busy
+		if limited, err = c.opt.Table.AllLimited(); err != nil {
+			c.log.Warn().Err(err).Msg("what the limits have dropped is not known")
+		}
 	}
 	slices.SortFunc(all, func(x, y *service) int { return strings.Compare(x.name, y.name) })
 	st.Services = make([]ServiceStatus, 0, len(all))
@@ -129,19 +135,14 @@ func (c *Control) ask(ctx context.Context, f func()) error {
 	}
 }
 
-// limited reads what the limits have dropped, if any service has limits.
-func (c *Control) limited() map[nft.Endpoint]uint64 {
+// limits says whether any service has some.
+func (c *Control) limits() bool {
 	for _, s := range c.services {
-		if s.cfg.Limits == (config.Limits{}) {
-			continue
+		if s.cfg.Limits != (config.Limits{}) {
+			return true
 		}
-		m, err := c.opt.Table.AllLimited()
-		if err != nil {
-			c.log.Warn().Err(err).Msg("what the limits have dropped is not known")
-		}
-		return m
 	}
-	return nil
+	return false
 }
 
 // ConfigError notes for [Control.Status] why the configuration files are not
