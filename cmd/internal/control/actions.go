@@ -117,6 +117,7 @@ func (c *Control) accepted(now, at time.Time, conn accept.Conn) {
 	if l.service.stranger(h) {
 		l.service.log.Debug().Msg("connection of a client that is not allowed reset")
 		c.reset(conn.FD)
+		c.arm(l.service, l.service.mode) // it may have been the one that was asked for
 		return
 	}
 	if !c.silent(l.service, h) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"sluice/cmd/internal/accept"
 	"sluice/cmd/internal/config"
 	"sluice/cmd/internal/health"
 	"sluice/conntrack"
@@ -256,4 +257,30 @@ func TestOwnerWaitsForNoTable(t *testing.T) {
 	s.cfg.Limits.MaxFlows = 1
 	go func() { _, _ = c.Status(ctx) }()
 	awaits(t, c, "the table to be asked", table.asked)
+}
+
+// arms tells of listeners that are armed.
+type arms struct {
+	accept.Loop
+	mode map[uint64]accept.Mode
+}
+
+func (a arms) Arm(id uint64, m accept.Mode) error { a.mode[id] = m; return nil }
+
+// TestStrangerRearms: a connection that is refused because its client may not wake
+// the service, or has reset it already, is not the last that is accepted.
+func TestStrangerRearms(t *testing.T) {
+	t.Parallel()
+	c, s, _, _ := replicaLab(t, config.SleepStop)
+	a := arms{mode: map[uint64]accept.Mode{}}
+	c.opt.Accept = a
+	s.shares, s.cfg.Allow = nil, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	l := &listener{id: 1, ln: &accept.Listener{}, endpoint: at(80), service: s}
+	c.listeners[1], s.listeners = l, []*listener{l}
+	c.arm(s, accept.One)
+	delete(a.mode, 1) // it takes one
+	c.accepted(time.Now(), time.Now(), accept.Conn{Listener: 1, FD: mute(t)})
+	if a.mode[1] != accept.One {
+		t.Errorf("%v after a stranger", a.mode[1])
+	}
 }
