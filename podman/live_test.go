@@ -218,6 +218,9 @@ func testLife(t *testing.T, h *host) {
 	}
 	before := time.Now()
 	r = made(t, "start")(h.c.Start(ctx, r.Name))
+	if r.StopTimeout != s.StopTimeout {
+		t.Errorf("it has %s to stop, want %s", r.StopTimeout, s.StopTimeout)
+	}
 	if r.State != podman.Running || r.PID <= 0 || !r.Addr4.Is4() || r.Index != 3 || r.ImageID == "" || r.StartedAt.Before(before.Add(-time.Second)) {
 		t.Errorf("started %+v", r)
 	}

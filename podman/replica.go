@@ -95,6 +95,8 @@ type Replica struct {
 	OOMKilled bool      // the last run was ended by the kernel for want of memory; only Inspect tells of the dead
 	StartedAt time.Time // zero if never started
 
+	StopTimeout time.Duration // Podman's own, from Spec.StopTimeout; 0 from List of the dead
+
 	used   bool                            // it was up before, and ended
 	conmon int                             // parent of PID
 	links  map[netip.Addr]net.HardwareAddr // whom the addresses belong to
@@ -128,6 +130,7 @@ func inspected(data *define.InspectContainerData) Replica {
 	r := Replica{Name: data.Name, ID: data.ID, ImageID: data.Image}
 	if data.Config != nil {
 		r.label(data.Config.Labels)
+		r.StopTimeout = time.Duration(data.Config.StopTimeout) * time.Second //nolint:gosec // seconds
 	}
 	if s := data.State; s != nil {
 		r.State = stateOf(s.Status)

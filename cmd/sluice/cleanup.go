@@ -52,6 +52,8 @@ func cleanupCommand() *cli.Command {
 	}
 }
 
+// cleanupTimeout is for what Podman does, without the time that replicas have to
+// end by themselves.
 const cleanupTimeout = time.Minute
 
 // cleanup removes what sluice has left on the host: first the table, so that
@@ -63,14 +65,14 @@ func cleanup(ctx context.Context, uri string, containers bool) error {
 	if !containers {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	short, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
-	pod, err := podman.Open(ctx, uri, podman.Options{})
+	pod, err := podman.Open(short, uri, podman.Options{})
 	if err != nil {
 		return fmt.Errorf("remove containers: %w", err)
 	}
 	defer pod.Close()
-	replicas, err := pod.List(ctx)
+	replicas, err := pod.List(short)
 	if err != nil {
 		return fmt.Errorf("remove containers: %w", err)
 	}
@@ -82,7 +84,9 @@ func cleanup(ctx context.Context, uri string, containers bool) error {
 	var g errgroup.Group
 	for _, r := range replicas {
 		g.Go(func() error {
-			if err := pod.Stop(ctx, r.Name, 10*time.Second); err != nil && !errors.Is(err, podman.ErrGone) {
+			ctx, cancel := context.WithTimeout(ctx, cleanupTimeout+r.StopTimeout)
+			defer cancel()
+			if err := pod.Stop(ctx, r.Name, r.StopTimeout); err != nil && !errors.Is(err, podman.ErrGone) {
 				return fmt.Errorf("stop %s: %w", r.Name, err)
 			}
 			if err := pod.Remove(ctx, r.Name); err != nil {

@@ -27,6 +27,7 @@ type podmanRelay struct {
 	full    bool
 	listing chan func() // gets what lets a question for all containers pass; nil: they pass
 	streams map[*http.Request]context.CancelFunc
+	stops   []string // what was asked with each stop of a container
 
 	starting, most int // starts that go on, and how many did at a time
 }
@@ -61,6 +62,9 @@ func newPodmanRelay(t *testing.T, pod *testenv.Podman, dir string) *podmanRelay 
 		delay, full, listing := r.delay, r.full, r.listing
 		if strings.HasSuffix(q.URL.Path, "/events") {
 			r.streams[q] = cancel
+		}
+		if strings.HasSuffix(q.URL.Path, "/stop") {
+			r.stops = append(r.stops, q.URL.RawQuery)
 		}
 		r.mu.Unlock()
 		defer func() {

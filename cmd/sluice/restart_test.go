@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,6 +83,7 @@ func TestRestart(t *testing.T) {
 
 // TestCleanupDatagrams: cleanup takes the flows of UDP with it too. A client that
 // goes on would keep its entry, and be sent to a container that is gone, for ever.
+// A replica has its own time to stop.
 func TestCleanupDatagrams(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -105,9 +107,13 @@ func TestCleanupDatagrams(t *testing.T) {
 	if left() == 0 {
 		t.Fatal("no flow to clean up")
 	}
-	h.must(t, "cleanup", "--containers")
+	relay := newPodmanRelay(t, h.pod, h.dir)
+	h.must(t, "cleanup", "--containers", "--podman", "unix://"+relay.path)
 	if n := left(); n > 0 {
 		t.Errorf("cleanup has left %d flows", n)
+	}
+	if want := []string{"timeout=2"}; !slices.Equal(relay.stops, want) {
+		t.Errorf("Podman was asked to stop with %v, want %v", relay.stops, want)
 	}
 }
 
