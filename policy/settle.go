@@ -80,14 +80,11 @@ func (s *Service) decide() {
 	before := s.want
 	failed := s.now.Before(s.failedT)
 	ready, old, active := 0, 0, false
-	beside, ahead := 0, false // members that serve with, or instead of, the replicas
+	beside, ahead := 0, s.Outranked() // members that serve with the replicas, or instead of them
 	for _, b := range s.backends {
 		if b.member {
-			if b.state == Ready && b.weight > 0 {
-				ahead = ahead || b.priority < s.spec.Priority
-				if b.priority == s.spec.Priority {
-					beside++
-				}
+			if b.state == Ready && b.weight > 0 && b.priority == s.spec.Priority {
+				beside++
 			}
 			continue
 		}

@@ -30,6 +30,14 @@ func (s *Service) tier() (tier int, ok bool) {
 	return tier, ok
 }
 
+// Outranked says that a member serves instead of the replicas, of which there are
+// Min meanwhile, whatever the load or the orders.
+func (s *Service) Outranked() bool {
+	return slices.ContainsFunc(s.backends, func(b *backend) bool {
+		return b.member && b.state == Ready && b.weight > 0 && b.priority < s.spec.Priority
+	})
+}
+
 func (s *Service) priority(b *backend) int {
 	if b.member {
 		return b.priority

@@ -120,6 +120,9 @@ func TestMembers(t *testing.T) {
 		if got := testenv.WhoAnswered(t, h.Client, address+":80"); !strings.Contains(got.Name, b.Name) {
 			t.Errorf("%s answered, want %s", got.Name, b.Name)
 		}
+		if _, errOut, code := h.sluice(t, "scale", "web", "1"); code != 1 || !strings.Contains(errOut, "better priority") {
+			t.Errorf("scale where a member serves: exit %d: %s", code, errOut)
+		}
 		if len(h.containers(t)) != 0 {
 			t.Error("a container runs although a member serves")
 		}

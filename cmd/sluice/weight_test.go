@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"sluice/cmd/internal/control"
@@ -28,6 +29,9 @@ func TestWeights(t *testing.T) {
 		return h.configure(t, text)
 	}
 	d := h.start(t, config(1, 3, 0))
+	if _, errOut, code := h.sluice(t, "scale", "web", "2"); code != 1 || !strings.Contains(errOut, "no container") {
+		t.Errorf("scale of fixed backends: exit %d: %s", code, errOut)
+	}
 	for _, round := range []struct{ weights, want [3]int }{
 		{[3]int{1, 3, 0}, [3]int{20, 60, 0}},
 		{[3]int{2, 1, 1}, [3]int{40, 20, 20}},

@@ -63,7 +63,12 @@ func (c *Control) order(ctx context.Context, name string, f func(*service) (poli
 func (s *service) allows(ev policy.Event) error {
 	switch ev := ev.(type) {
 	case policy.Scale:
-		if ev.N < 0 || ev.N > s.cfg.Scale.Max {
+		switch {
+		case s.cfg.Container == nil:
+			return fmt.Errorf("service %s: cannot scale: it has no container, only backends that sluice does not start", s.name)
+		case s.policy.Outranked():
+			return fmt.Errorf("service %s: cannot scale: a backend of better priority serves, and replicas are started when none of these is healthy", s.name)
+		case ev.N < 0 || ev.N > s.cfg.Scale.Max:
 			return fmt.Errorf("service %s: cannot scale to %d: scale.max is %d", s.name, ev.N, s.cfg.Scale.Max)
 		}
 	}
