@@ -27,7 +27,7 @@ func canaryCommand() *cli.Command {
 		},
 		Subcommands: []*cli.Command{
 			judge("promote", "make all replicas as the canary's are", string(verdict.Promoted)),
-			judge("abort", "send no more new flows to the canary, and stop it when its flows have ended", string(verdict.Aborted)),
+			judge("abort", "send the canary no more connections, and stop it when those it has have ended", string(verdict.Aborted)),
 			judge("resume", "take promote or abort back", "none"),
 		},
 	}

@@ -38,7 +38,7 @@ func wakeCommand() *cli.Command {
 
 func drainCommand() *cli.Command {
 	return &cli.Command{
-		Name: "drain", Usage: "send no new flows to a backend, or to the whole service, and stop it when its flows have ended",
+		Name: "drain", Usage: "send no new connections to a replica, or to the whole service, and stop it when its connections have ended",
 		ArgsUsage: "SERVICE [BACKEND]",
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 1, 2); err != nil {

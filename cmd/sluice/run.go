@@ -38,8 +38,9 @@ func runCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "replace", DisableDefaultText: true, Usage: "take over from the running daemon, if there is one, without a gap"},
 		},
-		Description: "Runs until SIGTERM or SIGINT. Flows, table and containers outlive it:\n" +
-			"the next run adopts them. 'sluice cleanup' removes them.",
+		Description: "Runs until SIGTERM or SIGINT. Connections, table and containers outlive it:\n" +
+			"the next run adopts them. 'sluice cleanup --containers' removes table and\n" +
+			"containers.",
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 0); err != nil {
 				return err
@@ -227,7 +228,7 @@ func daemon(ctx context.Context, cfg *config.Config, from source, replace bool, 
 		return nil
 	})
 	err = g.Wait()
-	log.Info().Msg("sluice has stopped; table, containers and flows go on")
+	log.Info().Msg("sluice has stopped; table, containers and connections go on")
 	return err
 }
 
@@ -318,7 +319,7 @@ func listen(ctx context.Context, ctl *control.Control, log zerolog.Logger) error
 		a, err = alarm.Open(nft.LogGroup)
 	}
 	if err != nil {
-		log.Warn().Err(err).Msg("data on open flows will not wake a paused backend, new flows will")
+		log.Warn().Err(err).Msg("data on open connections will not wake a paused replica, new connections will")
 		return nil
 	}
 	defer a.Close()

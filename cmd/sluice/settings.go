@@ -59,7 +59,7 @@ func (s *settings) check(ctx context.Context, now time.Time) {
 		}
 		// What began or ended in between was not told.
 		if err := s.sync(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn().Err(err).Msg("flows not dumped")
+			s.log.Warn().Err(err).Msg("connections not counted")
 		}
 	}
 	if err := s.full(now); err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,12 +22,12 @@ func simulateCommand() *cli.Command {
 		Usage: "show what a service would do under a load, without a container or a connection",
 		Description: `The load is a recorded trace, or a shape. A trace is one of
 
-   time,rate,duration        from this time on so many new flows per second, of
-   0,2.5,30                  this duration
+   time,rate,duration        from this time on so many new connections per
+   0,2.5,30                  second, of this duration
    1h,40,30s
 
-   start,duration,bytes      one flow a line; bytes may be left out, and a flow of
-   0.25,1.5,1024             0 bytes is no load with idle_counts = "bytes"
+   start,duration,bytes      one connection a line; bytes may be left out, and one
+   0.25,1.5,1024             of 0 bytes is no load with idle_counts = "bytes"
 
 or what 'conntrack -E -o timestamp -p tcp --orig-port-dst 80' prints.
 
@@ -37,16 +36,16 @@ The result is repeatable: it depends on the load, the seed and the options alone
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "trace", Usage: "read the load from `FILE`, or standard input if it is -"},
 			&cli.StringFlag{Name: "shape", Usage: "make up a load of this `SHAPE`: " + strings.Join(simulate.Shapes(), ", ")},
-			&cli.Float64Flag{Name: "rate", Value: 10, Usage: "new flows per second at the top of the shape"},
-			&cli.DurationFlag{Name: "duration", Value: 10 * time.Second, Usage: "of a flow of the shape"},
-			&cli.DurationFlag{Name: "length", DefaultText: "that of the trace; 10m of a shape", Usage: "of what is simulated"},
-			&cli.BoolFlag{Name: "random", DisableDefaultText: true, Usage: "rates and durations are averages: flows begin and end by chance"},
-			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "of all chance"},
-			&cli.DurationFlag{Name: "tick", DefaultText: "a sixtieth of the length, at least 1s", Usage: "one line for each"},
-			&cli.DurationFlag{Name: "start-time", Value: simulate.DefaultStart, Usage: "of a container made anew, until it accepts"},
-			&cli.DurationFlag{Name: "prepared-time", Value: simulate.DefaultPrepared, Usage: "of one that was prepared"},
-			&cli.DurationFlag{Name: "thaw-time", Value: simulate.DefaultThaw, Usage: "of one that was paused"},
-			&cli.DurationFlag{Name: "boot-time", Usage: "what the program needs on top of the first two, until its check succeeds"},
+			&cli.Float64Flag{Name: "rate", Value: 10, Usage: "at its top the shape has `N` new connections per second"},
+			&cli.DurationFlag{Name: "duration", Value: 10 * time.Second, Usage: "a connection of the shape lasts `TIME`"},
+			&cli.DurationFlag{Name: "length", DefaultText: "all of a trace, 10m of a shape", Usage: "simulate `TIME` of the load"},
+			&cli.BoolFlag{Name: "random", DisableDefaultText: true, Usage: "take rates and durations for averages: connections begin and end by chance"},
+			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "another `NUMBER` gives other chances, the same one the same result"},
+			&cli.DurationFlag{Name: "tick", DefaultText: "a sixtieth of the length, at least 1s", Usage: "print a line for each `TIME`"},
+			&cli.DurationFlag{Name: "start-time", Value: simulate.DefaultStart, Usage: "a container that is made anew accepts after `TIME`"},
+			&cli.DurationFlag{Name: "prepared-time", Value: simulate.DefaultPrepared, Usage: "one that was prepared accepts after `TIME`"},
+			&cli.DurationFlag{Name: "thaw-time", Value: simulate.DefaultThaw, Usage: "one that was paused goes on after `TIME`"},
+			&cli.DurationFlag{Name: "boot-time", Usage: "the program needs `TIME` more, unless it was paused, until its check succeeds"},
 			outputFlag(),
 		},
 		Action: simulateService,
@@ -114,7 +113,7 @@ func simulated(cfg *config.Config, name string) (config.Service, error) {
 }
 
 // load is what the service is given, and for how long; length is what the
-// caller inJSON for, or 0.
+// caller asked for, or 0.
 func load(c *cli.Context, length time.Duration) (simulate.Source, time.Duration, error) {
 	file, shape := c.String("trace"), c.String("shape")
 	if (file == "") == (shape == "") {
@@ -152,7 +151,7 @@ func load(c *cli.Context, length time.Duration) (simulate.Source, time.Duration,
 	}
 	if curve == nil {
 		if c.Bool("random") {
-			return nil, 0, errors.New("--random is of rates: this trace has single flows")
+			return nil, 0, errors.New("--random is of rates: this trace has single connections")
 		}
 		return flows, flows.Length(), nil
 	}
@@ -195,7 +194,5 @@ func simulateJSON(c *cli.Context, name string, p simulate.Params, src simulate.S
 	if err != nil {
 		return err
 	}
-	enc := json.NewEncoder(c.App.Writer)
-	enc.SetIndent("", "  ")
-	return enc.Encode(s)
+	return printJSON(c.App.Writer, s)
 }

@@ -15,7 +15,20 @@ import (
 
 func statusCommand() *cli.Command {
 	return &cli.Command{
-		Name: "status", Usage: "show services and backends", ArgsUsage: "[SERVICE]",
+		Name: "status", Usage: "show services and their replicas", ArgsUsage: "[SERVICE]",
+		Description: `A line for each service, and below it one for each replica and fixed backend:
+
+   PHASE         of a service: cold, waking, warm, draining or failed; of a
+                 replica: starting, probing, ready, draining, stopping, sleeping
+                 or failed
+   READY         replicas and backends that are ready / replicas that are wanted
+   FLOWS         live connections
+   HELD          connections that wait for a replica
+   RELAYED       connections so far that the daemon carried itself
+   HANDED OVER   connections so far that were held, and then given to the kernel
+
+Below the table stand the canary of a service, if it has one, and why the service
+or its configuration last failed.`,
 		Flags: []cli.Flag{outputFlag()},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 1); err != nil {

@@ -76,7 +76,7 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 			n, err := c.live(names)
 			c.box.post(func(now time.Time) {
 				if err != nil && !r.uncounted { // told once
-					s.log.Warn().Err(err).Str("backend", r.name).Msg("flows not counted: taken to be busy")
+					s.log.Warn().Err(err).Str("backend", r.name).Msg("connections not counted: taken to be busy")
 				}
 				r.uncounted = err != nil
 				s.log.Debug().Err(err).Str("backend", r.name).Int("flows", n).Msg("flows counted")

@@ -39,7 +39,7 @@ func (c *Control) correct(now time.Time) {
 	c.synced = now
 	c.work.Go(func() {
 		if err := c.opt.Flows.Sync(c.ctx); err != nil && c.ctx.Err() == nil {
-			c.log.Warn().Err(err).Msg("flows not dumped")
+			c.log.Warn().Err(err).Msg("connections not counted")
 		}
 	})
 }

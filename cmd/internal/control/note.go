@@ -38,7 +38,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	case policy.NoteUnhealthy:
 		level, text = zerolog.WarnLevel, "unhealthy, taken out"
 	case policy.NoteDied:
-		level, text = zerolog.WarnLevel, fmt.Sprintf("died with %s, taken out", count(n.N, "flow"))
+		level, text = zerolog.WarnLevel, fmt.Sprintf("died with %s, taken out", count(n.N, "connection"))
 	case policy.NoteRetry:
 		level, text = zerolog.WarnLevel, fmt.Sprintf("not started, next attempt in %s", n.For)
 		c.lastWords(s, n.Index)
@@ -46,7 +46,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 		text = fmt.Sprintf("%s wanted", count(n.N, "replica"))
 		c.opt.Record.Decision("load")
 	case policy.NoteDrain:
-		text = "draining, " + count(n.N, "flow")
+		text = "draining, " + count(n.N, "connection")
 		c.opt.Record.Decision("drain")
 	case policy.NoteUndrain:
 		text = "needed again, drain cancelled"
@@ -54,11 +54,11 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	case policy.NoteDrained:
 		text = fmt.Sprintf("drained in %s", n.For.Round(time.Millisecond))
 		if n.N > 0 {
-			level, text = zerolog.WarnLevel, fmt.Sprintf("drain deadline reached after %s, %s cut", n.For.Round(time.Millisecond), count(n.N, "flow"))
+			level, text = zerolog.WarnLevel, fmt.Sprintf("drain deadline reached after %s, %s cut", n.For.Round(time.Millisecond), count(n.N, "connection"))
 		}
 		c.opt.Record.Drained(n.For, n.N)
 	case policy.NotePaused:
-		text = fmt.Sprintf("paused with %s open", count(n.N, "flow"))
+		text = fmt.Sprintf("paused with %s open", count(n.N, "connection"))
 	case policy.NoteOutdated:
 		text = "made from another configuration, will be replaced"
 	case policy.NoteRefused:

@@ -67,7 +67,7 @@ func (c *Control) watchFor(patient bool, names []conntrack.Backend) {
 		asleep[key(b.Backend, b.Proto)] = true
 	}
 	if err := c.opt.Table.Asleep(asleep); err != nil {
-		c.log.Warn().Err(err).Msg("data on open flows will not wake a paused backend")
+		c.log.Warn().Err(err).Msg("data on open connections will not wake a paused replica")
 	}
 }
 

@@ -35,7 +35,7 @@ func (c *Control) watch(ctx context.Context) {
 			if errors.Is(err, errClock) {
 				continue
 			}
-			c.log.Warn().Err(err).Msg("podman's events have ended, flows go on, trying again")
+			c.log.Warn().Err(err).Msg("podman's events have ended, connections go on, trying again")
 		}
 		if !wait(ctx, retry) {
 			return

@@ -45,7 +45,7 @@ func Shape(name string, rate float64, last, length time.Duration) (*Curve, error
 		return nil, fmt.Errorf("no shape %q: one of %s", name, strings.Join(Shapes(), ", "))
 	}
 	if !(rate > 0 && rate <= maxRate) {
-		return nil, fmt.Errorf("rate %v: want more than 0 and at most %v new flows per second", rate, maxRate)
+		return nil, fmt.Errorf("rate %v: want more than 0 and at most %v new connections per second", rate, maxRate)
 	}
 	if length <= 0 || length > maxTime {
 		return nil, fmt.Errorf("length %s: want more than 0s and at most %s", length, maxTime)

@@ -141,7 +141,7 @@ func (t *trace) load(line string) error {
 		return err
 	}
 	if s.rate, err = strconv.ParseFloat(f[1], 64); err != nil || !(s.rate >= 0 && s.rate <= maxRate) {
-		return fmt.Errorf("rate %q: want new flows per second, from 0 to %v", f[1], maxRate)
+		return fmt.Errorf("rate %q: want new connections per second, from 0 to %v", f[1], maxRate)
 	}
 	if s.last, err = duration("duration", f[2]); err != nil {
 		return err

@@ -104,7 +104,7 @@ func TestReadErrors(t *testing.T) {
 		{"start,duration,bytes\n1,2,-3\n", `x:2: bytes "-3": want a whole number`},
 		{"time,rate,duration\n1,2\n", "x:2: has 2 fields, want 3"},
 		{"time,rate,duration\nx,2,3\n", `x:2: time "x"`},
-		{"time,rate,duration\n1,-2,3\n", `x:2: rate "-2": want new flows per second`},
+		{"time,rate,duration\n1,-2,3\n", `x:2: rate "-2": want new connections per second`},
 		{"time,rate,duration\n1,Inf,3\n", `x:2: rate "Inf"`},
 		{"time,rate,duration\n1,2,y\n", `x:2: duration "y"`},
 		{"time,rate,duration\n2,2,3\n2,2,3\n", "x:3: time 2s is not after that of the line before, 2s: sort the lines"},
