@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"sluice/cmd/internal/control"
+	"sluice/testenv"
 )
 
 func networkFaults() []fault {
@@ -16,7 +18,12 @@ func networkFaults() []fault {
 			s.hitEveryone(t, func() { s.Host.IP(t, "link del "+bridge) })
 		}},
 		{name: "network removed, back after 1 s", promise: inGap, strike: func(t *testing.T, s *stage, b *blow) {
-			s.hitEveryone(t, func() { s.pod.CLI(t, "network", "rm", "--force", "--time", "0", stageNet) })
+			s.hitEveryone(t, func() {
+				testenv.Eventually(t, patient, func() (bool, string) { // the daemon may just remove one of the containers
+					out, err := s.pod.Command(context.Background(), "podman", "network", "rm", "--force", "--time", "0", stageNet).CombinedOutput()
+					return err == nil, string(out)
+				})
+			})
 			s.last(time.Second)
 			s.addNetwork(t)
 			for _, service := range stagePhases() { // for what has failed is tried again ever more rarely
