@@ -202,33 +202,3 @@ func TestBalances(t *testing.T) {
 		}
 	}
 }
-
-// TestLimits: what is beyond max_flows waits in the kernel until there is room,
-// and is counted.
-func TestLimits(t *testing.T) {
-	t.Parallel()
-	h := newHost(t)
-	text := strings.Replace(web("min = 1", "", ""), "[service.web.container]", "max_flows = 2\n[service.web.container]", 1)
-	d := h.start(t, h.configure(t, text))
-	d.untilReady(t, "web", 1)
-	first, second := h.hold(t), h.hold(t)
-	third := make(chan error, 1)
-	go func() {
-		_, err := h.tryGet("/who")
-		third <- err
-	}()
-	testenv.Eventually(t, patient, func() (bool, string) {
-		n := h.metrics(t)[`sluice_limited_total{service="web"}`]
-		return n > 0, "no packet was dropped for the limit"
-	})
-	select {
-	case err := <-third:
-		t.Fatalf("the third connection was not held up: %v", err)
-	default:
-	}
-	_ = first.Close()
-	_ = second.Close()
-	if err := <-third; err != nil {
-		t.Errorf("the third connection, once there was room: %v", err)
-	}
-}
