@@ -27,14 +27,16 @@ const (
 )
 
 // TestSYNFlood: SYNs and ACKs from addresses that are not the sender's wake
-// nothing. A client gets through meanwhile, by a SYN cookie: its connection,
-// which has lost window scale and SACK by that, is handed over all the same.
+// nothing, and cost neither descriptors nor memory. Another service wakes
+// meanwhile. A client gets through, by a SYN cookie: its connection, which has
+// lost window scale and SACK by that, is handed over all the same.
 func TestSYNFlood(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.Host.IP(t, "route add "+spoofed+" via "+h.ClientAddr4.String())
 	h.Host.Sysctl(t, "net.ipv4.tcp_syncookies", "1")
-	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "[service.web.start]\nbacklog = 64")))
+	d := h.start(t, h.configure(t, web(`idle = "5m"`, "", "[service.web.start]\nbacklog = 64\n")+h.calm(t)))
+	fds, memory := d.usage(t)
 	acks := h.flood(t, unix.IPPROTO_TCP, flagACK)
 	acks.reaches(t, 2000)
 	acks.stop()
@@ -46,6 +48,10 @@ func TestSYNFlood(t *testing.T) {
 	if h.counter(t, "SyncookiesSent") == 0 {
 		t.Fatal("the flood has not filled the queue")
 	}
+	if err := call(h.Client, h.ClientAddr4.String(), "tcp", calmAddress+":80"); err != nil {
+		t.Errorf("the other service: %v", err)
+	}
+	d.cheap(t, fds, memory)
 	before := h.counter(t, "SyncookiesRecv")
 
 	conn, _ := h.dial(t)
@@ -103,12 +109,9 @@ func same(a, b io.Reader) error {
 func TestConnectionFlood(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	const other = "192.0.2.11"
-	h.Host.AddAddr(t, other+"/32", "lo")
 	const backlog, crowd, most = 256, 600, 2
 	flooded := web(fmt.Sprintf("idle = \"5m\"\nmax = %d\nflows_per_replica = 10", most), `LISTEN_DELAY = "4s"`, fmt.Sprintf("[service.web.start]\nbacklog = %d\n", backlog))
-	calm := strings.NewReplacer("service.web", "service.calm", address, other).Replace(web(`idle = "5m"`, "", ""))
-	d := h.start(t, h.configure(t, flooded+calm))
+	d := h.start(t, h.configure(t, flooded+h.calm(t)))
 	fds, memory := d.usage(t)
 
 	in := h.crowd(t, crowd)
@@ -119,7 +122,7 @@ func TestConnectionFlood(t *testing.T) {
 	}
 	d.wait(t, func(l line) bool { return l.field("service") == "web" && event("waking")(l) })
 	// The other is woken and answers before the flooded one is ready.
-	if err := call(h.Client, h.ClientAddr4.String(), "tcp", other+":80"); err != nil {
+	if err := call(h.Client, h.ClientAddr4.String(), "tcp", calmAddress+":80"); err != nil {
 		t.Errorf("the other service: %v", err)
 	}
 	for _, l := range d.log.Since(0) {
@@ -127,11 +130,7 @@ func TestConnectionFlood(t *testing.T) {
 			t.Error("the flooded service was ready before the other had answered: nothing is told by this test")
 		}
 	}
-	f, m := d.usage(t)
-	t.Logf("%d connections in the queue: %d descriptors more, %d KiB more", len(in), f-fds, (m-memory)>>10)
-	if f-fds > 40 || m-memory > 64<<20 {
-		t.Errorf("a flood takes %d descriptors and %d bytes", f-fds, m-memory)
-	}
+	d.cheap(t, fds, memory)
 	// Whoever is in is served.
 	for _, c := range in {
 		if err := c.SetDeadline(time.Now().Add(patient)); err != nil {
@@ -155,6 +154,26 @@ func TestConnectionFlood(t *testing.T) {
 	}
 	if n == 0 || n > most {
 		t.Errorf("%d replicas of the flooded service, want at most %d", n, most)
+	}
+}
+
+// calmAddress is where nobody attacks.
+const calmAddress = "192.0.2.11"
+
+// calm is a service beside the one that is attacked.
+func (h *host) calm(t *testing.T) string {
+	t.Helper()
+	h.Host.AddAddr(t, calmAddress+"/32", "lo")
+	return strings.NewReplacer("service.web", "service.calm", address, calmAddress).Replace(web(`idle = "5m"`, "", ""))
+}
+
+// cheap checks that an attack costs few descriptors and little memory.
+func (d *proc) cheap(t *testing.T, fds int, memory int64) {
+	t.Helper()
+	f, m := d.usage(t)
+	t.Logf("the attack costs %d descriptors and %d KiB", f-fds, (m-memory)>>10)
+	if f-fds > 40 || m-memory > 64<<20 {
+		t.Errorf("the attack costs %d descriptors and %d bytes", f-fds, m-memory)
 	}
 }
 
