@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/urfave/cli/v2"
@@ -150,6 +151,26 @@ func TestCheck(t *testing.T) {
 		_, errOut, code := command(t, "--config", path, verb)
 		if code != 2 || !strings.HasPrefix(errOut, path+":") || !strings.Contains(errOut, "service.web.scale.max") || strings.Count(errOut, "\n") != 1 {
 			t.Errorf("%s of a wrong file: exit %d: %q", verb, code, errOut)
+		}
+	}
+}
+
+// TestAdminMode: nobody but root and the socket's group can open the admin
+// socket, or put another in its place, whatever the umask.
+func TestAdminMode(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.by = []string{"sh", "-c", `umask 0 && exec "$0" "$@"`}
+	path := filepath.Join(h.dir, "run", "admin.sock")
+	d := h.launchCommand(t, h.command(t, "--config", h.configure(t, ""), "--admin", path, "run"))
+	d.wait(t, func(l line) bool { return l.field("message") == "ready" })
+	for of, want := range map[string]os.FileMode{path: os.ModeSocket | 0o660, filepath.Dir(path): os.ModeDir | 0o755} {
+		info, err := os.Stat(of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := info.Sys().(*syscall.Stat_t); info.Mode() != want || owner.Uid != 0 || owner.Gid != 0 {
+			t.Errorf("%s: %v of %d:%d, want %v of root", of, info.Mode(), owner.Uid, owner.Gid, want)
 		}
 	}
 }
