@@ -12,13 +12,15 @@ import (
 )
 
 // TestMatrix: each algorithm, over TCP and UDP, IPv4 and IPv6, for clients
-// outside and on the host: the right containers answer, with the client's own
-// address before them.
+// outside, on the host, and in containers beside the replicas and on another
+// network: the right containers answer, and see the client by its own address,
+// or by the bridge's if it is a container.
 func TestMatrix(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.Host.AddAddr(t, "2001:db8::10/128", "lo")
-	h.pod.CLI(t, "network", "create", "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd77::/64", "dual")
+	gateways := h.networks(t, "dual", "far")
+	places := []*testenv.NS{h.Client, h.Host, h.pod.ContainerNS(t, "dual"), h.pod.ContainerNS(t, "far")}
 	type cell struct {
 		name, proto string
 		port        int
@@ -49,7 +51,7 @@ func TestMatrix(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, c := range cells {
 		for _, service := range []string{address, "2001:db8::10"} {
-			for _, from := range []*testenv.NS{h.Client, h.Host} {
+			for i, from := range places {
 				wg.Go(func() {
 					where := fmt.Sprintf("%s, %s, %s from %s", c.name, c.proto, service, from.Name)
 					addr := netip.AddrPortFrom(netip.MustParseAddr(service), uint16(c.port)).String()
@@ -62,7 +64,7 @@ func TestMatrix(t *testing.T) {
 						}
 						seen[got.Name]++
 						if a := got.Remote.Addr(); a.Is4() != netip.MustParseAddr(service).Is4() ||
-							from == h.Client && a != h.ClientAddr4 && a != h.ClientAddr6 {
+							from == h.Client && a != h.ClientAddr4 && a != h.ClientAddr6 || i > 1 && a != gateways[a.Is4()] {
 							t.Errorf("%s: the container saw %s", where, got.Remote)
 							return
 						}
