@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -56,6 +57,50 @@ func TestProxyHeader(t *testing.T) {
 		}
 		if s := st.Services[0]; s.Relayed != 4 || s.HandedOver != 0 || s.LastError != "" {
 			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
+
+// TestProxyHeaderFirst: where the kernel forwards and handover = "relay", the
+// first connection is relayed, and has the header that proxy_protocol asks for.
+func TestProxyHeaderFirst(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.Host.AddAddr(t, "2001:db8::10/128", "lo")
+	h.pod.CLI(t, "network", "create", "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd77::/64", "dual")
+	text := ""
+	ports := map[string]int{"v1": 81, "v2": 82}
+	for version, port := range ports {
+		text += fmt.Sprintf("[service.%s]\nlisten = [\"%s:%d/tcp\", \"[2001:db8::10]:%[3]d/tcp\"]\nhandover = \"relay\"\nproxy_protocol = %[1]q\n"+
+			"container = { image = %[4]q, port = 81, pull = \"never\", stop_timeout = \"2s\", network = \"dual\", env = { PORT = \"0\", PROXY_PORT = \"81\" } }\n"+
+			"scale = { idle = \"5m\" }\n", version, address, port, testenv.Image)
+	}
+	d := h.start(t, h.configure(t, text))
+	for version, port := range ports {
+		for at, want := range map[string]netip.Addr{address: h.ClientAddr4, "2001:db8::10": h.ClientAddr6} {
+			addr := netip.AddrPortFrom(netip.MustParseAddr(at), uint16(port)).String()
+			if got := testenv.WhoAnswered(t, h.Client, addr); got.Remote.Addr() != want {
+				t.Errorf("%s at %s: the application takes %s for its client, it is %s", version, at, got.Remote, want)
+			}
+			// The next is the kernel's, which writes no headers.
+			d.untilReady(t, version, 1)
+			ctx, cancel := context.WithTimeout(t.Context(), patient)
+			if got, err := testenv.Who(ctx, h.Client, addr); err == nil {
+				t.Errorf("%s at %s: the second connection was relayed as well: %+v", version, at, got)
+			}
+			cancel()
+			h.must(t, "drain", version)
+			testenv.Eventually(t, patient, func() (bool, string) {
+				st, err := admin.Dial(d.admin()).Status(t.Context(), version)
+				return err == nil && asleep(st.Services[0]), fmt.Sprint(version, " is not asleep: ", st, err)
+			})
+		}
+		st, err := admin.Dial(d.admin()).Status(t.Context(), version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := st.Services[0]; s.Relayed != 2 || s.HandedOver != 0 {
+			t.Errorf("%s: %+v", version, s)
 		}
 	}
 }
