@@ -147,6 +147,9 @@ func (a *applier) commit(todo []change) (done, refused []change, err error) {
 			one := a.table.Apply(c.endpoints)
 			if one == nil {
 				done = append(done, c)
+				for _, old := range refused { // an address may have gone from one service to another
+					maps.DeleteFunc(old.endpoints, func(ep nft.Endpoint, _ *nft.Service) bool { _, ok := c.endpoints[ep]; return ok })
+				}
 				continue
 			}
 			err = one

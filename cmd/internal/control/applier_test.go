@@ -117,3 +117,20 @@ func TestRetry(t *testing.T) {
 		t.Errorf("told %d times, all done: %v: %s", n, a.idle(), text.String())
 	}
 }
+
+// TestCommitMoved: a change that is refused does not take an address back, when it
+// is tried again, that another service has been given meanwhile.
+func TestCommitMoved(t *testing.T) {
+	t.Parallel()
+	table := &refusing{bad: at(2)}
+	a := newApplier(table, zerolog.Nop())
+	a.took = func(time.Duration) {}
+	old := change{service: "old", seq: 1, endpoints: map[nft.Endpoint]*nft.Service{at(1): {}, at(2): {}}}
+	done, refused, err := a.commit([]change{old, to("new", 1, 1, false)})
+	if !errors.Is(err, errRefused) || len(done) != 1 || len(refused) != 1 {
+		t.Fatalf("done %v, refused %v, %v", done, refused, err)
+	}
+	if _, ok := refused[0].endpoints[at(1)]; ok || len(refused[0].endpoints) != 1 {
+		t.Errorf("to be tried again: %v", refused[0].endpoints)
+	}
+}
