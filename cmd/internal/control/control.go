@@ -115,6 +115,7 @@ type Control struct {
 	opt     Options
 	log     zerolog.Logger
 	box     *mailbox
+	wall    func() time.Time // the clock that others may set
 	app     *applier
 	health  *health.Pool
 	hub     hub
@@ -168,7 +169,7 @@ type message func(now time.Time)
 // New returns a control that does nothing until [Control.Run].
 func New(o Options) *Control {
 	c := &Control{
-		opt: o, log: o.Log, box: newMailbox(),
+		opt: o, log: o.Log, box: newMailbox(), wall: time.Now,
 		services: map[string]*service{}, listeners: map[uint64]*listener{}, endpoints: map[nft.Endpoint]*service{}, paused: map[*service]bool{}, levelled: map[*service]bool{}, hushed: map[*service]bool{}, owners: map[uint64]*service{}, localnets: map[string]string{},
 		ready: make(chan struct{}), finished: make(chan struct{}), unchecked: map[*replica]bool{},
 		tallies: map[conntrack.Backend]*tally{}, leaving: map[*tally]bool{},

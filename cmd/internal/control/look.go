@@ -140,7 +140,7 @@ const clockSlack = time.Second
 // lost. It ends early, without an error, when the wall clock has been set back:
 // Podman would keep quiet until the old time has come again.
 func (c *Control) survey(ctx context.Context) {
-	last := time.Now()
+	last, lastWall := time.Now(), c.wall().Round(0) // without the steady clock's part
 	tick := time.NewTicker(surveyTick)
 	defer tick.Stop()
 	for n := 1; ; n++ {
@@ -149,12 +149,12 @@ func (c *Control) survey(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		now := time.Now()
-		if wall, steady := now.Round(0).Sub(last.Round(0)), now.Sub(last); stepped(wall, steady) {
+		now, nowWall := time.Now(), c.wall().Round(0)
+		if wall, steady := nowWall.Sub(lastWall), now.Sub(last); stepped(wall, steady) {
 			c.log.Warn().Dur("by", steady-wall).Msg("the clock was set back, listening to podman's events anew")
 			return
 		}
-		last = now
+		last, lastWall = now, nowWall
 		if n%surveyEvery != 0 {
 			continue
 		}
