@@ -18,7 +18,8 @@ import (
 )
 
 // TestPrivileges: the daemon does all its work with the capabilities of its
-// systemd unit, and with one less it does not.
+// systemd unit, and nothing to write to where that says so, and with one
+// capability less it does not.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	caps := unit(t, "sluice.service").LookupAllStrv("Service", "CapabilityBoundingSet")
@@ -27,7 +28,7 @@ func TestPrivileges(t *testing.T) {
 	}
 	h := newHost(t)
 	config := h.configure(t, everything(h, t))
-	h.by = confine(caps)
+	h.by = slices.Concat(readOnly(unit(t, "sluice.service").LookupAllStrv("Service", "ReadOnlyPaths")), confine(caps))
 	d := h.start(t, config)
 	d.all(t)
 	d.signal(t, 15)
@@ -143,6 +144,12 @@ func unit(t *testing.T, name string) *parser.UnitFile {
 		t.Fatal(err)
 	}
 	return u
+}
+
+// readOnly is a program that runs another which cannot write to these paths.
+func readOnly(paths []string) []string {
+	return slices.Concat([]string{"unshare", "--mount", "--propagation", "private", "sh", "-ec",
+		`for p in $0; do mount --rbind "$p" "$p"; mount -o remount,bind,ro "$p"; done; exec "$@"`, strings.Join(paths, " ")})
 }
 
 // confine is a program that runs another with these capabilities at most.
