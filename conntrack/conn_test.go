@@ -162,7 +162,7 @@ func TestBatch(t *testing.T) {
 				t.Fatalf("round %d, change %d: %v", round, i, err)
 			}
 		}
-		if live, err := c.Live(entries[0].Backend, unix.IPPROTO_TCP); live != n || err != nil {
+		if live, half, err := c.Live(entries[0].Backend, unix.IPPROTO_TCP, (*Flow).Half); live != n || half != 0 || err != nil {
 			t.Fatalf("%d live, want %d, %v", live, n, err)
 		}
 	}
@@ -199,11 +199,19 @@ func TestLiveAndDeleteBackend(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, func() string { return "close" }, func() bool { live, all := l.oracle(b); return live == 3 && all == 4 })
-	if n, err := c.Live(b.Backend, b.Proto); n != 3 || err != nil {
-		t.Errorf("%d live, want 3, %v", n, err)
+	attempt := sampleEntry("198.51.100.7:40000", b.Service.String(), b.Backend.String())
+	attempt.State, attempt.Status = StateSynRecv, conntrack.StatusSeenReply
+	if err := c.Create(attempt); err != nil {
+		t.Fatal(err)
 	}
-	if n, err := c.DeleteBackend(t.Context(), b.Backend, b.Proto); n != 4 || err != nil {
-		t.Errorf("%d deleted, want 4, %v", n, err)
+	if n, half, err := c.Live(b.Backend, b.Proto, (*Flow).Half); n != 4 || half != 1 || err != nil {
+		t.Errorf("%d live, %d of them half open, want 4 and 1, %v", n, half, err)
+	}
+	if n, half, err := c.Live(b.Backend, unix.IPPROTO_UDP, (*Flow).Half); n != 5 || half != 0 || err != nil {
+		t.Errorf("%d live, %d of them half open, want 5 and 0, %v", n, half, err)
+	}
+	if n, err := c.DeleteBackend(t.Context(), b.Backend, b.Proto); n != 5 || err != nil {
+		t.Errorf("%d deleted, want 5, %v", n, err)
 	}
 	if _, all := l.oracle(b); all != 0 {
 		t.Errorf("%d entries left", all)

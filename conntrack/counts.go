@@ -54,31 +54,6 @@ func (w *Watcher) Resyncs() uint64 {
 	return w.resyncs
 }
 
-// Arm asks for one call of Options.Wake at the next flow to b that the Watcher
-// learns of, and returns the counts at this moment: flows counted in them do
-// not cause the call, all later ones do.
-func (w *Watcher) Arm(b Backend) (Count, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	p := &w.table.backends[w.table.intern(b.unmap())]
-	p.armed = true
-	return p.count, w.known
-}
-
-// Disarm takes back Arm. A call that is under way is not waited for.
-func (w *Watcher) Disarm(b Backend) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	b = b.unmap()
-	if i, ok := w.table.index[backendKey(&b)]; ok {
-		p := &w.table.backends[i]
-		p.armed = false
-		if p.count == (Count{}) { // nobody has anything to read, and so nobody forgets it
-			w.table.forget(b)
-		}
-	}
-}
-
 // Forget drops the counts of a backend that is gone for good, and reports
 // whether it could: not while an entry is left, finished ones included. It
 // returns what they were at this moment. A flow that comes later counts from

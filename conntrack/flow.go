@@ -96,6 +96,10 @@ func (f *Flow) Live() bool {
 	return !(f.Orig.Proto == unix.IPPROTO_TCP && f.State.Finished()) && !f.Status.Dying()
 }
 
+// Half tells whether the flow is but an attempt: of TCP, a connection whose
+// handshake the client has not completed, whoever that is.
+func (f *Flow) Half() bool { return f.Orig.Proto == unix.IPPROTO_TCP && !f.Status.Assured() }
+
 // Backend returns what the flow counts for.
 func (f *Flow) Backend() Backend {
 	return Backend{Service: f.Orig.Dst, Backend: f.Reply.Src, Proto: f.Orig.Proto}

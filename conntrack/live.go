@@ -15,7 +15,7 @@ type tally struct {
 
 // census is a dump to come. It is complete when done is closed.
 type census struct {
-	live map[end]int // of those asked about
+	of   map[end]*live // those asked about
 	err  error
 	done chan struct{}
 }
@@ -26,28 +26,36 @@ type end struct {
 	proto uint8
 }
 
+// live are an end's flows, and those of them that are like something.
+type live struct {
+	all, alike int
+	like       func(*Flow) bool
+}
+
 // Live counts by a dump the flows of a backend that are not finished, of
-// whichever service. A flow that starts during the call may be missed. Calls
-// that come while a dump runs share the next.
-func (c *Conn) Live(backend netip.AddrPort, proto uint8) (int, error) {
+// whichever service, and those of them for which like says so, which is the same
+// for all who ask about this backend. A flow that starts during the call may be
+// missed. Calls that come while a dump runs share the next.
+func (c *Conn) Live(backend netip.AddrPort, proto uint8, like func(*Flow) bool) (all, alike int, err error) {
 	of := end{unmap(backend), proto}
 	c.tally.mu.Lock()
 	n := c.tally.next
 	first := n == nil
 	if first {
-		n = &census{live: map[end]int{}, done: make(chan struct{})}
+		n = &census{of: map[end]*live{}, done: make(chan struct{})}
 		c.tally.next = n
 	}
-	n.live[of] = 0
+	n.of[of] = &live{like: like}
 	c.tally.mu.Unlock()
 	if first {
 		c.count(n)
 	}
 	<-n.done
 	if n.err != nil {
-		return 0, fmt.Errorf("count flows of %s: %w", of.addr, n.err)
+		return 0, 0, fmt.Errorf("count flows of %s: %w", of.addr, n.err)
 	}
-	return n.live[of], nil
+	l := n.of[of]
+	return l.all, l.alike, nil
 }
 
 // count dumps for all who have come until it begins.
@@ -61,9 +69,11 @@ func (c *Conn) count(n *census) {
 	// The kernel could pick by reply tuple (CTA_FILTER), but releases that parse
 	// it wrongly match nothing and would report a busy backend as empty.
 	n.err = c.dump(nil, func(f *Flow) error {
-		of := end{f.Reply.Src, f.Orig.Proto}
-		if live, asked := n.live[of]; asked && f.Live() {
-			n.live[of] = live + 1
+		if l := n.of[end{f.Reply.Src, f.Orig.Proto}]; l != nil && f.Live() {
+			l.all++
+			if l.like(f) {
+				l.alike++
+			}
 		}
 		return nil
 	})

@@ -35,7 +35,7 @@ func TestLiveShared(t *testing.T) {
 	want := make([]int, backends)
 	for i := range want {
 		var err error
-		if want[i], err = c.Live(at(i), unix.IPPROTO_TCP); err != nil {
+		if want[i], _, err = c.Live(at(i), unix.IPPROTO_TCP, (*Flow).Half); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -51,7 +51,7 @@ func TestLiveShared(t *testing.T) {
 		waits = true
 		for i := range backends {
 			wg.Go(func() {
-				if n, err := c.Live(at(i), unix.IPPROTO_TCP); err != nil || n != want[i] {
+				if n, _, err := c.Live(at(i), unix.IPPROTO_TCP, (*Flow).Half); err != nil || n != want[i] {
 					t.Errorf("%s has %d, %v, want %d", at(i), n, err, want[i])
 				}
 			})
@@ -61,7 +61,7 @@ func TestLiveShared(t *testing.T) {
 			defer c.tally.mu.Unlock()
 			n := 0
 			if c.tally.next != nil {
-				n = len(c.tally.next.live)
+				n = len(c.tally.next.of)
 			}
 			return n == backends, fmt.Sprintf("%d of %d wait", n, backends)
 		})

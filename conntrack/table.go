@@ -3,7 +3,6 @@ package conntrack
 import (
 	"math"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -92,7 +91,6 @@ type backend struct {
 	count Count
 	flows int // entries that refer to it
 	total *Count
-	armed bool // for wakes
 	empty bool // in zeros
 }
 
@@ -115,9 +113,7 @@ type table struct {
 	gone    map[ended]struct{} // entries whose end was announced while dumping
 	first   bool               // the first dump is not complete
 
-	// To be told to the owner: backends that ran empty, and armed ones that got
-	// a flow.
-	zeros, wakes []uint32
+	zeros []uint32 // backends that ran empty: to be told to the owner
 }
 
 func newTable() *table {
@@ -263,10 +259,6 @@ func (t *table) setLive(e *entry, live bool) {
 	if live {
 		b.count.Live++
 		b.total.Live++
-		if b.armed {
-			b.armed = false
-			t.wakes = append(t.wakes, e.backend)
-		}
 		return
 	}
 	b.count.Live--
@@ -350,7 +342,6 @@ func (t *table) forget(name Backend) (Count, bool) {
 		return c, false
 	}
 	delete(t.index, k)
-	t.wakes = slices.DeleteFunc(t.wakes, func(w uint32) bool { return w == i }) // not told of the next at this index
 	t.backends[i] = backend{}
 	t.free = append(t.free, i)
 	return c, true

@@ -385,26 +385,3 @@ func TestTableConverges(t *testing.T) {
 		t.Errorf("%d of %d scripts lost no event: the test has lost its balance", lossless, n)
 	}
 }
-
-// TestDisarm: of a backend that was watched for, and had no flow, nothing is
-// kept.
-func TestDisarm(t *testing.T) {
-	t.Parallel()
-	w := &Watcher{table: newTable()}
-	for i := range 100 {
-		b := sampleFlows()[0].Backend()
-		b.Backend = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 88, 0, byte(i)}), 8080)
-		w.Arm(b)
-		w.Disarm(b)
-	}
-	if n := len(w.table.backends); n != 1 || len(w.table.index) != 0 {
-		t.Errorf("%d backends, %d of them known", n, len(w.table.index))
-	}
-	f := sampleFlows()[0]
-	w.Arm(f.Backend())
-	w.table.event(kindNew, &f)
-	w.Disarm(f.Backend())
-	if c, _ := w.Count(f.Backend()); c.Live != 1 {
-		t.Errorf("one with a flow is gone: %+v", c)
-	}
-}

@@ -46,9 +46,6 @@ type Options struct {
 	// the counts are not known, but afterwards if it still holds.
 	Zero func(Backend)
 
-	// Wake is told of the first flow to a backend that [Watcher.Arm] named.
-	Wake func(Backend)
-
 	// Resync is told the reason each time the counts have become unknown:
 	// ErrLost, or the error of the dump that was to restore them. It is tried
 	// again until it succeeds.
@@ -256,36 +253,25 @@ func (w *Watcher) lose(reason error) {
 func (w *Watcher) notify() {
 	w.mu.Lock()
 	t := w.table
-	if len(t.wakes) == 0 && (len(t.zeros) == 0 || !w.known) {
+	if len(t.zeros) == 0 || !w.known {
 		w.mu.Unlock()
 		return
 	}
 	w.calls = w.calls[:0]
-	for _, i := range t.wakes {
-		if b := &t.backends[i]; b.total != nil {
+	for _, i := range t.zeros {
+		b := &t.backends[i]
+		if b.empty && b.count.Live == 0 {
 			w.calls = append(w.calls, b.name)
 		}
+		b.empty = false
 	}
-	t.wakes = t.wakes[:0]
-	wakes := len(w.calls)
-	if w.known {
-		for _, i := range t.zeros {
-			b := &t.backends[i]
-			if b.empty && b.count.Live == 0 {
-				w.calls = append(w.calls, b.name)
-			}
-			b.empty = false
-		}
-		t.zeros = t.zeros[:0]
-	}
+	t.zeros = t.zeros[:0]
 	w.mu.Unlock()
-	for i, b := range w.calls {
-		switch {
-		case i < wakes && w.opt.Wake != nil:
-			w.opt.Wake(b)
-		case i >= wakes && w.opt.Zero != nil:
-			w.opt.Zero(b)
-		}
+	if w.opt.Zero == nil {
+		return
+	}
+	for _, b := range w.calls {
+		w.opt.Zero(b)
 	}
 }
 

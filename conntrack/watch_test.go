@@ -464,39 +464,6 @@ func (l *lab) flows() []Flow {
 	return flows
 }
 
-func TestWatcherWake(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.serve(8000, closeAfter)
-	l.serve(8001, closeAfter)
-	wakes := make(chan Backend, 10)
-	w := l.watch(Options{Wake: func(b Backend) { wakes <- b }})
-	l.sync(w)
-	armed, other := l.backend(8000, unix.IPPROTO_TCP), l.backend(8001, unix.IPPROTO_TCP)
-	l.dial(armed.Service, 0)
-	l.untilCount(w, armed, 1, 1)
-	if c, known := w.Arm(armed); c.Live != 1 || !known {
-		t.Errorf("armed at %+v, known %v", c, known)
-	}
-	l.dial(other.Service, 0)
-	l.dial(armed.Service, 0)
-	l.dial(armed.Service, 0) // only the first one wakes
-	l.untilCount(w, armed, 3, 3)
-	l.untilCount(w, other, 1, 1)
-	l.sync(w) // all calls have been made
-	if n := len(wakes); n != 1 || <-wakes != armed {
-		t.Errorf("%d wakes", n)
-	}
-	w.Arm(armed)
-	w.Disarm(armed)
-	l.dial(armed.Service, 0)
-	l.untilCount(w, armed, 4, 4)
-	l.sync(w)
-	if len(wakes) != 0 {
-		t.Error("woken though disarmed")
-	}
-}
-
 func TestWatcherForget(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

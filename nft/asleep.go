@@ -21,8 +21,11 @@ const (
 // others stay as they are. Every packet of a flow through the table to a
 // backend that is asleep is logged to LogGroup on its way there, up to ten a
 // second for each backend (the first five at once): data on a flow that was
-// left open is an alarm like a new flow. Those of a service's strangers are none
-// (see Service.Screen), nor those without data if it is Patient. Packets are not held up, with or
+// left open is an alarm like a new flow. A TCP connection is a flow once its
+// handshake is complete: neither a SYN nor a RST is an alarm, nor an ACK for
+// which there was none, so that nobody who only claims an address raises one.
+// Those of a service's strangers are none (see Service.Screen), nor those
+// without data if it is Patient. Packets are not held up, with or
 // without a reader. What sleeps is kept like the services, see Sleeping.
 func (t *Table) Asleep(changes map[Endpoint]bool) error {
 	for b := range changes {
@@ -72,12 +75,15 @@ func (t *Table) sleepers() map[Endpoint]bool {
 	return m
 }
 
-// alarmChains log a packet to a backend that is asleep, unless it comes from a
-// client that is not allowed to wake the service, or has no data where that is
-// what it takes.
+// alarmChains log a packet to a backend that is asleep, unless it is of a
+// connection whose handshake is not complete, comes from a client that is not
+// allowed to wake the service, or has no data where that is what it takes.
 func alarmChains() []chain {
 	alarm, data := chain{name: chainAlarm}, chain{name: chainAlarmData}
 	alarm.add(notDNAT(), giveUp())
+	// A SYN-ACK has gone to the client's address and been answered from there. The
+	// state alone does not tell: a second SYN is of an established one as well.
+	alarm.add(isTCP(), notAssured(), giveUp())
 	for _, f := range families() {
 		dialled := []field{ctDaddr(f), l4proto(), ctDport()}
 		anywhere := []field{wild(f, ctDaddr(f)), l4proto(), ctDport()}

@@ -330,6 +330,12 @@ const ipsDstNAT = 1 << 5 // IPS_DST_NAT
 func isDNAT() []expr.Any  { return ctBits(expr.CtKeySTATUS, expr.CmpOpNeq, ipsDstNAT) }
 func notDNAT() []expr.Any { return ctBits(expr.CtKeySTATUS, expr.CmpOpEq, ipsDstNAT) }
 
+const ipsAssured = 1 << 2 // IPS_ASSURED
+
+// notAssured is "ct status != assured": of TCP, the kernel has not seen the
+// client acknowledge the server's SYN-ACK yet.
+func notAssured() []expr.Any { return ctBits(expr.CtKeySTATUS, expr.CmpOpEq, ipsAssured) }
+
 func ctBits(key expr.CtKey, op expr.CmpOp, bits uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: key, Register: reg(0)},

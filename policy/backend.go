@@ -19,6 +19,7 @@ type backend struct {
 	frozen   bool   // paused: its slots stay in the map
 	alarm    bool   // something was sent to it meanwhile
 	flows    int    // as last known
+	left     int    // of these, those that were open when it was paused, at most
 
 	startAt  time.Time // Start was asked for
 	readyAt  time.Time // first became ready; zero: never was

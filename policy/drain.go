@@ -51,8 +51,8 @@ func (s *Service) count(b *backend) {
 
 func (s *Service) counted(b *backend, ev Counted) {
 	b.counting = 0
-	if b.state == Sleeping && (!ev.Known || ev.Flows > b.flows) {
-		b.alarm, s.busyAt = true, s.now // it came between the decision and the freeze
+	if b.state == Sleeping && (!ev.Known || ev.Flows-ev.Barred > b.left) {
+		b.alarm, s.busyAt = true, s.now // something came while nobody listened
 	}
 	if b.state != DrainingFlows {
 		return

@@ -54,6 +54,9 @@ type (
 	// about to be: a new flow, or data on one that was left open.
 	Alarm struct{ Index int }
 
+	// Doubt reports that an [Alarm] may have been missed.
+	Doubt struct{ Index int }
+
 	// Stopped answers [Stop]: nothing of the replica is left, or Err says
 	// why it could not be removed; [Stop] is then asked for again.
 	Stopped struct {
@@ -88,6 +91,10 @@ type (
 		Seq   uint64
 		Flows int
 		Known bool
+
+		// Of these, those that wake nobody: connections whose handshake is not
+		// complete, and clients that may not.
+		Barred int
 	}
 
 	// Quiet hints that a backend may have no flow any more.
@@ -149,6 +156,7 @@ func (Started) event()   {}
 func (Stopped) event()   {}
 func (Paused) event()    {}
 func (Thawed) event()    {}
+func (Doubt) event()     {}
 func (Alarm) event()     {}
 func (Health) event()    {}
 func (Died) event()      {}

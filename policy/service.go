@@ -158,6 +158,10 @@ func (s *Service) take(ev Event) {
 			b.alarm = true
 			s.busyAt = s.now
 		}
+	case Doubt:
+		if b := s.backend(ev.Index); b != nil && b.frozen && b.state == Sleeping {
+			s.count(b)
+		}
 	case Stopped:
 		if b := s.backend(ev.Index); b != nil && b.state == Stopping {
 			s.stopped(b, ev.Err)
@@ -230,7 +234,9 @@ func (s *Service) adopt(rs []Replica) {
 			b.state, b.sleptAt = Sleeping, s.now
 		case r.Paused:
 			b.state, b.sleptAt, b.frozen, b.readyAt = Sleeping, s.now, true, s.now
-			if !b.mapped {
+			if b.mapped {
+				s.count(b) // nobody listened until now
+			} else {
 				s.leave(b)
 			}
 		default:
@@ -377,6 +383,7 @@ func (s *Service) load(l Load) {
 	total := 0
 	for _, b := range s.backends {
 		b.flows = l.Flows[b.index]
+		b.left = min(b.left, b.flows)
 		total += b.flows
 	}
 	waiting := len(s.held) + l.Queued

@@ -94,7 +94,8 @@ func (s *Service) decide() {
 				old++
 			}
 		}
-		if b.state == Ready || b.state == DrainingFlows && !b.dead || b.state == Probing {
+		// Without an alarm what a paused one carries is no sign that anybody wants it.
+		if b.state == Ready || b.state == DrainingFlows && !b.dead && (!b.frozen || b.alarm) || b.state == Probing {
 			active = true
 		}
 	}

@@ -19,7 +19,7 @@ func (s *Service) prepared(b *backend, err error) {
 
 // pause freezes a ready replica; its slots stay.
 func (s *Service) pause(b *backend) {
-	b.state, b.alarm = Pausing, false
+	b.state, b.alarm, b.left = Pausing, false, b.flows
 	s.emit(Unprobe{b.index})
 	s.emit(Pause{b.index})
 }
@@ -55,7 +55,7 @@ func (s *Service) thawed(b *backend, err error) {
 		// Another replica serves from now on. This one's flows have until
 		// the drain deadline, as always.
 		s.retry(b, fmt.Errorf("unpause: %w", err))
-		b.ordered = true
+		b.ordered, b.alarm = true, true
 		s.leave(b)
 		return
 	}

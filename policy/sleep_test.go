@@ -89,14 +89,16 @@ func TestDiesBeforeFence(t *testing.T) {
 func TestPauseCount(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		name         string
-		flows        int
-		known, thaws bool
+		name          string
+		flows, barred int
+		known, thaws  bool
 	}{
-		{"as before", 2, true, false},
-		{"fewer", 1, true, false},
-		{"more", 3, true, true},
-		{"unknown", 2, false, true},
+		{"as before", 2, 0, true, false},
+		{"fewer", 1, 0, true, false},
+		{"more", 3, 0, true, true},
+		{"more, barred", 9, 7, true, false},
+		{"more, barred and not", 9, 6, true, true},
+		{"unknown", 2, 0, false, true},
 	} {
 		spec := testSpec()
 		spec.Sleep, spec.IdleBytes = SleepPause, true
@@ -107,10 +109,72 @@ func TestPauseCount(t *testing.T) {
 			w.load()
 		}
 		w.finish(1, nil, false)
-		w.flows[1] = tt.flows
+		w.flows[1], w.barred = tt.flows, tt.barred
+		w.load()
 		w.count(0, tt.known)
 		if (w.call[1] == "thaw") != tt.thaws {
 			t.Errorf("%s: %v, calls %v", tt.name, w.states(), w.call)
+		}
+	}
+}
+
+// TestDoubt: what has come while nobody listened shows in a count: before an
+// earlier run's paused replica was adopted, or whenever an alarm may have been
+// missed.
+func TestDoubt(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		flows, barred int
+		thaws         bool
+	}{{0, 0, false}, {2, 2, false}, {2, 1, true}} {
+		spec := testSpec()
+		spec.Sleep = SleepPause
+		w := newWorld(t, spec, Replica{Index: 1, Paused: true, Mapped: true, Hash: spec.Hash})
+		w.flows[1], w.barred = tt.flows, tt.barred
+		w.count(0, true)
+		if (w.call[1] == "thaw") != tt.thaws {
+			t.Errorf("adopted with %+v: %v, calls %v", tt, w.states(), w.call)
+		}
+		w = paused(t)
+		for w.count(0, true) {
+		}
+		w.flows[1], w.barred = tt.flows, tt.barred
+		w.load()
+		if w.step(Doubt{1}); len(w.counts) != 1 {
+			w.failf("%d counts", len(w.counts))
+		}
+		w.count(0, true)
+		if (w.call[1] == "thaw") != tt.thaws {
+			t.Errorf("in doubt with %+v: %v, calls %v", tt, w.states(), w.call)
+		}
+	}
+}
+
+// TestFloodedLadder: a paused replica is stopped after its time though half-open
+// flows keep coming to it, and these do not wake it; an alarm does.
+func TestFloodedLadder(t *testing.T) {
+	t.Parallel()
+	for _, alarm := range []bool{false, true} {
+		w := paused(t, func(s *Spec) { s.StopAfter = 10 * 1e9 })
+		w.barred = 1 << 20
+		for range 20 {
+			w.now = w.now.Add(1e9)
+			w.flows[1]++
+			w.begun++
+			w.load()
+			w.calm()
+			if s := w.states()[1]; s != Sleeping {
+				break
+			}
+		}
+		if s := w.states()[1]; s != DrainingFlows {
+			w.failf("state %s", s)
+		}
+		if alarm {
+			w.step(Alarm{1})
+		}
+		if thaws := w.call[1] == "thaw"; thaws != alarm {
+			w.failf("alarm %v: calls %v", alarm, w.call)
 		}
 	}
 }

@@ -16,7 +16,7 @@ func TestStray(t *testing.T) {
 	for _, i := range []int{1, 9, FirstMember} {
 		for _, ev := range []Event{
 			Prepared{Index: i}, Prepared{i, boom}, Started{Index: i}, Started{i, boom, true}, Paused{Index: i}, Paused{i, boom},
-			Thawed{Index: i}, Thawed{i, boom}, Alarm{i}, Stopped{Index: i}, Stopped{i, boom}, Counted{Index: i, Known: true},
+			Thawed{Index: i}, Thawed{i, boom}, Alarm{i}, Doubt{i}, Stopped{Index: i}, Stopped{i, boom}, Counted{Index: i, Known: true},
 			Counted{Index: i, Seq: 1, Known: true}, Quiet{i}, Health{Index: i, Healthy: true}, Mapped{1}, Mapped{99}, Tick{},
 		} {
 			before := w.s.View()

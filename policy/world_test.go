@@ -37,6 +37,7 @@ type world struct {
 	named   map[int]int // how often a Map has named it anew
 	drained map[int]time.Time
 	flows   map[int]int
+	barred  int // of these, of each backend
 	begun   uint64
 	moved   uint64
 
@@ -413,7 +414,7 @@ func (w *world) count(k int, known bool) bool {
 	if known && c.flows == 0 && c.clean && c.named == w.named[c.index] {
 		w.zeroed[c.index] = true
 	}
-	w.step(Counted{Index: c.index, Seq: c.seq, Flows: c.flows, Known: known})
+	w.step(Counted{Index: c.index, Seq: c.seq, Flows: c.flows, Barred: min(w.barred, c.flows), Known: known})
 	return true
 }
 

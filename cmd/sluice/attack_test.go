@@ -23,6 +23,7 @@ import (
 
 const (
 	flagSYN = 0x02
+	flagRST = 0x04
 	flagACK = 0x10
 )
 
@@ -84,6 +85,43 @@ func TestSYNFlood(t *testing.T) {
 		t.Errorf("after one client: %+v", st)
 	}
 	syns.stop()
+}
+
+// TestSYNFloodPaused: no segment whose sender does not see the answers wakes a
+// paused service: not the first of a connection, nor others by which it would
+// look older. A client wakes it meanwhile.
+func TestSYNFloodPaused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.Host.IP(t, "route add "+spoofed+" via "+h.ClientAddr4.String())
+	d := h.start(t, h.configure(t, web("idle = \"1s\"\nsleep = \"pause\"", "", "")))
+	h.get(t, "/who")
+	d.until(t, "pause", pausedOne)
+	from := d.mark()
+	for _, flags := range [][]byte{{flagACK, flagACK}, {flagSYN, flagRST}, {flagSYN, flagSYN}} {
+		f := h.flood(t, unix.IPPROTO_TCP, flags...)
+		f.reaches(t, 4000)
+		f.stop()
+	}
+	if !strings.Contains(h.Host.Run(t, "conntrack", "-L", "-p", "tcp", "--state", "SYN_RECV"), "src=203.0.113.") {
+		t.Fatal("the flood has not reached the container")
+	}
+	// The daemon has heard of all that when it does what it is asked after it.
+	h.must(t, "reload")
+	if st := d.status(t); !pausedOne(st) {
+		t.Errorf("the flood has woken it: %+v", st)
+	}
+	for _, l := range d.log.Since(from) {
+		if event("waking")(l) {
+			t.Errorf("woken: %s", l.text)
+		}
+	}
+	syns := h.flood(t, unix.IPPROTO_TCP, flagSYN)
+	h.get(t, "/who")
+	syns.stop()
+	if st := d.status(t); st.HandedOver+st.Relayed != 1 {
+		t.Errorf("connections to a paused replica met the daemon: %+v", st)
+	}
 }
 
 // same compares two streams to their ends.

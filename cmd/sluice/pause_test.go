@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -33,11 +34,25 @@ func TestPause(t *testing.T) {
 	if st := d.status(t); st.HandedOver+st.Relayed != 1 {
 		t.Errorf("connections to a paused replica met the daemon: %+v", st)
 	}
-	// A restart finds it paused, and it wakes all the same.
+	// A restart finds it paused, and it wakes for whoever has come meanwhile.
 	d.until(t, "pause", pausedOne)
 	d.signal(t, syscall.SIGKILL)
 	d.end(t)
+	early, _ := h.dial(t)
+	if err := early.SetKeepAlive(false); err != nil { // its packets would wake too
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprint(early, "GET /who HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
 	d = h.start(t, filepath.Join(h.dir, "sluice.toml"))
+	if err := early.SetDeadline(time.Now().Add(patient)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(early); err != nil || !strings.Contains(string(b), "200 OK") {
+		t.Errorf("a client that came while there was no daemon: %q, %v", b, err)
+	}
+	_ = early.Close()
 	d.until(t, "pause", pausedOne)
 	h.get(t, "/who")
 }

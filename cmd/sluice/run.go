@@ -125,7 +125,6 @@ func daemon(ctx context.Context, cfg *config.Config, from source, replace bool, 
 	watcher, err := conntrack.Watch(ctx, conntrack.Options{
 		Mark: nft.CTMark, Mask: nft.CTMask,
 		Zero: func(b conntrack.Backend) { <-started; ctl.Zero(b) },
-		Wake: func(b conntrack.Backend) { <-started; ctl.Alarm(b.Backend) },
 		Resync: func(reason error) {
 			log.Warn().Err(reason).Msg("flows are counted anew")
 		},
@@ -269,8 +268,8 @@ type flows struct {
 	conn *conntrack.Conn
 }
 
-func (f flows) Live(backend netip.AddrPort, proto uint8) (int, error) {
-	return f.conn.Live(backend, proto)
+func (f flows) Live(backend netip.AddrPort, proto uint8, like func(*conntrack.Flow) bool) (live, alike int, err error) {
+	return f.conn.Live(backend, proto, like)
 }
 
 func (f flows) Forget(ctx context.Context, backend netip.AddrPort, proto uint8) (int, error) {
@@ -307,22 +306,27 @@ const (
 	alarmPatience = time.Second
 )
 
-// listen takes alarms of paused backends. Without them only new flows wake.
+// listen takes alarms of paused backends. Without them it looks again and again
+// for connections to these.
 func listen(ctx context.Context, ctl *control.Control, log zerolog.Logger) error {
 	a, err := alarm.Open(nft.LogGroup)
-	for limit := time.Now().Add(alarmPatience); err != nil && time.Now().Before(limit) && ctx.Err() == nil; {
+	for limit, retry := time.Now().Add(alarmPatience), alarmRetry; err != nil; a, err = alarm.Open(nft.LogGroup) {
 		// A daemon that this one has replaced may be about to leave the group.
 		select {
 		case <-ctx.Done():
-		case <-time.After(alarmRetry):
+			return nil
+		case <-time.After(retry):
 		}
-		a, err = alarm.Open(nft.LogGroup)
-	}
-	if err != nil {
-		log.Warn().Err(err).Msg("data on open connections will not wake a paused replica, new connections will")
-		return nil
+		switch {
+		case retry == alarmPatience:
+			ctl.Doubt()
+		case time.Now().After(limit):
+			log.Warn().Err(err).Msg("new connections will wake paused replicas late, data on open ones will not: alarms cannot be heard")
+			retry = alarmPatience
+		}
 	}
 	defer a.Close()
+	ctl.Doubt() // of what came before
 	err = a.Run(ctx, func(backend netip.AddrPort, _ uint8) { ctl.Alarm(backend) }, ctl.AlarmAll)
 	if ctx.Err() != nil {
 		return nil
@@ -362,6 +366,7 @@ func guard(ctx context.Context, ctl *control.Control, table *nft.Table, log zero
 				continue
 			}
 			if restore(table, log, &told) {
+				ctl.Doubt()
 				retry = mendRetryMin
 				continue
 			}

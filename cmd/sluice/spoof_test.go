@@ -27,10 +27,10 @@ type flood struct {
 	stop func()
 }
 
-// flood begins to send TCP segments with these flags, or with none datagrams,
-// from ever other addresses and ports to the service. It goes on without pause
-// but for one after every 64, so that others find a processor.
-func (h *host) flood(t *testing.T, proto, flags byte) *flood {
+// flood begins to send TCP segments with these flags, or with 0 datagrams, one
+// after the other from ever other addresses and ports to the service. It goes on
+// without pause but for one after every 64, so that others find a processor.
+func (h *host) flood(t *testing.T, proto byte, flags ...byte) *flood {
 	t.Helper()
 	var fd int
 	err := h.Client.Do(func() (err error) {
@@ -47,13 +47,19 @@ func (h *host) flood(t *testing.T, proto, flags byte) *flood {
 		defer unix.Close(fd)
 		for n := uint32(0); ctx.Err() == nil; n++ {
 			from := netip.AddrFrom4([4]byte{203, 0, 113, byte(n%250 + 1)})
-			b := packet(from, to, uint16(1024+n/250%60_000), 80, proto, flags, n*2_654_435_761)
-			err := unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Addr: to.As4()})
-			if err != nil && !errors.Is(err, unix.ENOBUFS) {
-				done <- err
-				return
+			for _, flag := range flags {
+				seq := n * 2_654_435_761
+				if flag&flagSYN == 0 {
+					seq++ // as after the SYN
+				}
+				b := packet(from, to, uint16(1024+n/250%60_000), 80, proto, flag, seq)
+				err := unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Addr: to.As4()})
+				if err != nil && !errors.Is(err, unix.ENOBUFS) {
+					done <- err
+					return
+				}
+				f.sent.Add(1)
 			}
-			f.sent.Add(1)
 			if n%64 == 63 {
 				select {
 				case <-ctx.Done():

@@ -41,8 +41,8 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		r := s.replica(a.Index)
 		r.asleep = true
 		c.screen(s) // before it is frozen, and commits faster
-		names, id, patient := c.backends(s, r), r.ref(), s.patient()
-		c.call(func() { c.pause(s, r, id, patient, names) })
+		names, id := c.backends(s, r), r.ref()
+		c.call(func() { c.pause(s, r, id, names) })
 	case policy.Thaw:
 		r := s.replica(a.Index)
 		names, id := c.backends(s, r), r.ref()
@@ -70,17 +70,17 @@ func (c *Control) do(s *service, now time.Time, a policy.Action) {
 		c.app.apply(ch)
 	case policy.Count:
 		r := s.replica(a.Index)
-		names := c.backends(s, r)
+		names, allow := c.backends(s, r), s.cfg.Allow
 		carries := r.carries // what is being handed over now may be a flow too late for the dump
 		c.work.Go(func() {
-			n, err := c.live(names)
+			n, barred, err := c.live(names, allow)
 			c.box.post(func(now time.Time) {
 				if err != nil && !r.uncounted { // told once
 					s.log.Warn().Err(err).Str("backend", r.name).Msg("connections not counted: taken to be busy")
 				}
 				r.uncounted = err != nil
-				s.log.Debug().Err(err).Str("backend", r.name).Int("flows", n).Msg("flows counted")
-				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + max(carries, r.carries), Known: err == nil})
+				s.log.Debug().Err(err).Str("backend", r.name).Int("flows", n).Int("barred", barred).Msg("flows counted")
+				c.step(s, now, policy.Counted{Index: a.Index, Seq: a.Seq, Flows: n + max(carries, r.carries), Barred: barred, Known: err == nil})
 			})
 		})
 	case policy.Serve:

@@ -68,6 +68,7 @@ func (c *Control) adopt(ctx context.Context) error {
 // begin tells a service what is left of it and lets it go.
 func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table map[nft.Endpoint]nft.Service) {
 	var replicas []policy.Replica
+	var deaf []int
 	for _, p := range left {
 		r := policy.Replica{Index: p.Index, Hash: p.SpecHash, Started: p.StartedAt}
 		switch p.State {
@@ -84,7 +85,10 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 		if r.Paused {
 			c.paused[s] = true
 			s.replica(p.Index).asleep = true
-			c.watchFor(s.patient(), c.backends(s, s.replica(p.Index)))
+			if err := c.watchFor(c.backends(s, s.replica(p.Index))); err != nil {
+				deaf = append(deaf, p.Index)
+				s.log.Warn().Err(err).Str("backend", p.Name).Msg("woken: packets to the replica would not be noticed")
+			}
 		}
 		for _, ep := range s.endpoints {
 			r.Mapped = r.Mapped || slices.Contains(table[ep].Slots, s.replica(p.Index).at(ep.Addr))
@@ -99,6 +103,9 @@ func (c *Control) begin(s *service, now time.Time, left []podman.Replica, table 
 	}
 	slices.SortFunc(replicas, func(a, b policy.Replica) int { return a.Index - b.Index })
 	c.step(s, now, policy.Adopt{Replicas: replicas})
+	for _, i := range deaf {
+		c.step(s, now, policy.Alarm{Index: i})
+	}
 	if len(s.cfg.Backends) > 0 {
 		c.resolve(s)
 	}

@@ -301,7 +301,6 @@ func (c *Control) change(s *service, now time.Time, cfg config.Service) {
 		}
 	}
 	if old.WakeAfter != cfg.WakeAfter {
-		c.alert(s)
 		c.admit(s, now)
 	}
 	// Addresses that are new to a warm service.

@@ -35,11 +35,9 @@ type Table interface {
 // expensive; Forget deletes what the kernel still tracks of a backend.
 type Flows interface {
 	Count(conntrack.Backend) (conntrack.Count, bool)
-	Live(backend netip.AddrPort, proto uint8) (int, error)
+	Live(backend netip.AddrPort, proto uint8, like func(*conntrack.Flow) bool) (live, alike int, err error)
 	Forget(ctx context.Context, backend netip.AddrPort, proto uint8) (int, error)
 	Sync(context.Context) error
-	Arm(conntrack.Backend) (conntrack.Count, bool)
-	Disarm(conntrack.Backend)
 	// Drop drops the counts of a backend if no entry is left, and returns what
 	// they are or were.
 	Drop(conntrack.Backend) (conntrack.Count, bool)

@@ -158,14 +158,17 @@ func targets(names []conntrack.Backend) (list []target) {
 	return list
 }
 
-// live counts the flows of a backend by dumps.
-func (c *Control) live(names []conntrack.Backend) (total int, err error) {
+// live counts the flows of a backend by dumps, and those of them that wake
+// nobody, if only these clients may.
+func (c *Control) live(names []conntrack.Backend, allow []netip.Prefix) (total, barred int, err error) {
 	for _, t := range targets(names) {
-		n, err := c.opt.Flows.Live(t.addr, t.proto)
+		n, b, err := c.opt.Flows.Live(t.addr, t.proto, func(f *conntrack.Flow) bool {
+			return f.Half() || unknown(allow, f.Orig.Src.Addr())
+		})
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		total += n
+		total, barred = total+n, barred+b
 	}
-	return total, nil
+	return total, barred, nil
 }

@@ -18,7 +18,9 @@ import (
 )
 
 func (f counts) Count(b conntrack.Backend) (conntrack.Count, bool) { return f.of[b], true }
-func (f counts) Live(netip.AddrPort, uint8) (int, error)           { return 0, nil }
+func (f counts) Live(netip.AddrPort, uint8, func(*conntrack.Flow) bool) (live, alike int, err error) {
+	return 0, 0, nil
+}
 func (f counts) Forget(context.Context, netip.AddrPort, uint8) (int, error) {
 	return 0, nil
 }

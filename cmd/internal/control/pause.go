@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"sluice/conntrack"
 	"sluice/nft"
@@ -15,11 +14,13 @@ import (
 
 // pause freezes a replica. The alarm is set before, so that nothing that is
 // sent to it goes unnoticed.
-func (c *Control) pause(s *service, r *replica, id string, patient bool, names []conntrack.Backend) {
-	c.watchFor(patient, names)
+func (c *Control) pause(s *service, r *replica, id string, names []conntrack.Backend) {
 	ctx, cancel := context.WithTimeout(c.ctx, pauseTimeout)
 	defer cancel()
-	err := c.opt.Replicas.Pause(ctx, id)
+	err := c.watchFor(names)
+	if err == nil {
+		err = c.opt.Replicas.Pause(ctx, id)
+	}
 	if err != nil {
 		c.unwatch(s.log, r.name, names)
 	}
@@ -53,44 +54,25 @@ func key(a netip.AddrPort, proto uint8) nft.Endpoint {
 	return nft.Endpoint{Addr: a.Addr(), Proto: proto, Port: a.Port()}
 }
 
-// watchFor has an alarm raised for the next new flow to a backend, by
-// conntrack, and for data on flows that are open, by a rule that logs them. For
-// a patient service this rule, which sees what carries data, is all there is.
-func (c *Control) watchFor(patient bool, names []conntrack.Backend) {
-	asleep := map[nft.Endpoint]bool{}
-	for _, b := range names {
-		if !patient || b.Proto == unix.IPPROTO_UDP {
-			c.opt.Flows.Arm(b)
-		} else {
-			c.opt.Flows.Disarm(b)
-		}
-		asleep[key(b.Backend, b.Proto)] = true
-	}
-	if err := c.opt.Table.Asleep(asleep); err != nil {
-		c.log.Warn().Err(err).Msg("data on open connections will not wake a paused replica")
-	}
-}
-
-// alert sets the alarms of paused replicas as the configuration now is.
-func (c *Control) alert(s *service) {
-	patient := s.patient()
-	for _, r := range s.replicas {
-		if names := c.backends(s, r); r.asleep {
-			c.work.Go(func() { c.watchFor(patient, names) })
-		}
-	}
-}
+// watchFor has an alarm raised for what is sent to a backend: a new flow, or data
+// on one that is open. conntrack's events would tell of new flows too, but of
+// connections before their handshake is complete, which anyone can begin in
+// anyone's name.
+func (c *Control) watchFor(names []conntrack.Backend) error { return c.mark(names, true) }
 
 // unwatch takes the alarms of a backend back.
 func (c *Control) unwatch(log zerolog.Logger, name string, names []conntrack.Backend) {
-	asleep := map[nft.Endpoint]bool{}
-	for _, b := range names {
-		c.opt.Flows.Disarm(b)
-		asleep[key(b.Backend, b.Proto)] = false
-	}
-	if err := c.opt.Table.Asleep(asleep); err != nil {
+	if err := c.mark(names, false); err != nil {
 		log.Warn().Err(err).Str("backend", name).Msg("packets to the backend are still logged")
 	}
+}
+
+func (c *Control) mark(names []conntrack.Backend, asleep bool) error {
+	changes := map[nft.Endpoint]bool{}
+	for _, b := range names {
+		changes[key(b.Backend, b.Proto)] = asleep
+	}
+	return c.opt.Table.Asleep(changes)
 }
 
 const pauseTimeout = 10 * time.Second
@@ -109,10 +91,18 @@ func (c *Control) Alarm(backend netip.AddrPort) {
 
 // AlarmAll takes the news that alarms were lost: anyone may have been called.
 func (c *Control) AlarmAll() {
+	c.everyPaused(func(i int) policy.Event { return policy.Alarm{Index: i} })
+}
+
+// Doubt takes the news that nobody has listened for alarms: new flows that came
+// meanwhile show in a dump.
+func (c *Control) Doubt() { c.everyPaused(func(i int) policy.Event { return policy.Doubt{Index: i} }) }
+
+func (c *Control) everyPaused(about func(index int) policy.Event) {
 	c.box.post(func(now time.Time) {
 		for s := range c.paused {
 			for _, b := range s.policy.View().Backends {
-				c.step(s, now, policy.Alarm{Index: b.Index})
+				c.step(s, now, about(b.Index))
 			}
 		}
 	})

@@ -26,16 +26,16 @@ type dumps struct {
 	end   <-chan struct{} // of the test
 }
 
-func (d dumps) Live(netip.AddrPort, uint8) (int, error) {
+func (d dumps) Live(netip.AddrPort, uint8, func(*conntrack.Flow) bool) (live, alike int, err error) {
 	select {
 	case d.begun <- struct{}{}:
 	case <-d.end:
 	}
 	select {
 	case n := <-d.found:
-		return n, nil
+		return n, 0, nil
 	case <-d.end:
-		return 0, nil
+		return 0, 0, nil
 	}
 }
 func (d dumps) Count(conntrack.Backend) (conntrack.Count, bool)            { return conntrack.Count{}, true }

@@ -52,12 +52,12 @@ func (s *service) stranger(h held) bool {
 		}
 		client = addrPort(peer).Addr()
 	}
-	return s.unknown(client)
+	return unknown(s.cfg.Allow, client)
 }
 
-// unknown says that a client is not in the list.
-func (s *service) unknown(client netip.Addr) bool {
-	return !slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(client.Unmap().WithZone("")) })
+// unknown says that there is a list, and that the client is not in it.
+func unknown(allow []netip.Prefix, client netip.Addr) bool {
+	return len(allow) > 0 && !slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(client.Unmap().WithZone("")) })
 }
 
 // screen brings the table up to date after a replica was put to sleep, or has

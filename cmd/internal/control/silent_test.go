@@ -136,7 +136,7 @@ func TestStranger(t *testing.T) {
 	for a, want := range map[string]bool{
 		"192.0.2.1": false, "::ffff:192.0.2.1": false, "198.51.100.1": true, "fe80::1%lo": false, "2001:db8::1": true,
 	} {
-		if got := s.unknown(netip.MustParseAddr(a)); got != want {
+		if got := unknown(s.cfg.Allow, netip.MustParseAddr(a)); got != want {
 			t.Errorf("%s: stranger %v, want %v", a, got, want)
 		}
 	}
