@@ -280,6 +280,7 @@ func (f flows) Drop(b conntrack.Backend) (conntrack.Count, bool) { return f.Watc
 
 func metricsHandler(r *metrics.Recorder, ctl *control.Control, flows metrics.Flows) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", pageHandler(ctl.Status))
 	mux.Handle("GET /metrics", r.Handler(ctl, flows))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, req *http.Request) {
 		ctx, cancel := context.WithTimeout(req.Context(), time.Second)
