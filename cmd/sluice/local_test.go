@@ -19,7 +19,7 @@ func TestLocal(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.pod.CLI(t, "network", "create", "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd77::/64", "dual")
-	text := strings.Replace(web("idle = \"1s\"", "", ""), address+":80/tcp", ":80/tcp", 1)
+	text := strings.Replace(web("idle = \"1s\"", "", ""), address+":80/tcp", ":80/tcp\", \"[::1]:81/tcp", 1)
 	text = strings.Replace(text, "port = 8080", "port = 8080\nnetwork = \"dual\"", 1)
 	d := h.start(t, h.configure(t, text))
 	service := netip.MustParseAddr(address)
@@ -52,6 +52,9 @@ func TestLocal(t *testing.T) {
 			d.until(t, "warm", func(st control.ServiceStatus) bool { return st.Phase != "waking" })
 		}
 		d.until(t, "sleep", asleep)
+	}
+	for range 2 { // cold and warm, by a listener of its own
+		testenv.WhoAnswered(t, h.Host, "[::1]:81")
 	}
 }
 

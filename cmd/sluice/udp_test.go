@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,8 +21,7 @@ import (
 func TestUDP(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.Host.Sysctl(t, "net.netfilter.nf_conntrack_udp_timeout", "2")
-	h.Host.Sysctl(t, "net.netfilter.nf_conntrack_udp_timeout_stream", "2")
+	h.silence(t, 2)
 	text := strings.Replace(web("idle = \"1s\"", `PORT = "0", UDP_PORT = "8080"`, ""), ":80/tcp", ":80/udp", 1)
 	d := h.start(t, h.configure(t, text))
 	for passed := range uint64(2) {
@@ -42,6 +42,14 @@ func TestUDP(t *testing.T) {
 		// The answer may be here before the daemon has counted it.
 		d.until(t, "a datagram passed on", func(st control.ServiceStatus) bool { return st.HandedOver == passed+1 })
 		d.until(t, "sleep", asleep)
+	}
+}
+
+// silence sets the seconds after which a flow of UDP has ended.
+func (h *host) silence(t *testing.T, seconds int) {
+	t.Helper()
+	for _, name := range []string{"udp_timeout", "udp_timeout_stream"} {
+		h.Host.Sysctl(t, "net.netfilter.nf_conntrack_"+name, strconv.Itoa(seconds))
 	}
 }
 
@@ -148,6 +156,31 @@ func TestProxy(t *testing.T) {
 		}
 	}
 	if st := d.status(t); st.Relayed != 3 || st.HandedOver != 0 {
+		t.Errorf("not relayed: %+v", st)
+	}
+}
+
+// TestCrossUDP: a client of IPv6 is served by a container that has only IPv4, and
+// answered from the address that it has called.
+func TestCrossUDP(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.Host.AddAddr(t, "2001:db8::10/128", "lo")
+	text := strings.Replace(web("idle = \"5m\"", `PORT = "0", UDP_PORT = "8080"`, ""), address+":80/tcp", ":80/udp", 1)
+	d := h.start(t, h.configure(t, text))
+	ctx, cancel := context.WithTimeout(context.Background(), patient)
+	defer cancel()
+	conn, err := h.Client.Dial(ctx, "udp", "[2001:db8::10]:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 3 {
+		if got := exchange(t, conn, "hello"); !strings.HasSuffix(strings.TrimSpace(got), "hello") {
+			t.Errorf("answer %q", got)
+		}
+	}
+	if st := d.status(t); st.Relayed != 1 || st.HandedOver != 0 {
 		t.Errorf("not relayed: %+v", st)
 	}
 }

@@ -267,6 +267,7 @@ func (c *Control) stop(s *service, a policy.Stop) {
 	r.endProbe()
 	r.halted = false
 	r.endWatch()
+	r.endExchanges()
 	all, asleep, id := c.backends(s, r), r.asleep, r.ref()
 	timeout := s.stopTimeout(r)
 	c.call(func() {

@@ -203,7 +203,7 @@ func (c *Control) DeliverDatagrams(h datagram.Held) {
 		if l == nil || l.service == nil {
 			return // closed, and what it held with it
 		}
-		d := held{fd: -1, dg: l.dg, id: h.ID, endpoint: l.endpoint, at: h.At, client: h.Client.Addr()}
+		d := held{fd: -1, dg: l.dg, id: h.ID, endpoint: l.endpoint, at: h.At, client: h.Client.Addr(), carry: h.Carry}
 		if l.service.stranger(d) {
 			c.refuse(d)
 			return
@@ -407,6 +407,11 @@ func (c *Control) reset(fd int) {
 func (c *Control) shutdown(grace time.Duration) {
 	for _, l := range c.listeners {
 		c.deafen(l)
+	}
+	for _, s := range c.services {
+		for _, r := range s.replicas {
+			r.endExchanges() // there is nothing that its peers would wait for
+		}
 	}
 	settle := func() (n int) {
 		for _, m := range c.box.take(nil) {

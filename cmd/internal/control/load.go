@@ -83,6 +83,11 @@ func (c *Control) load(s *service) policy.Load {
 		for client := range s.relayed {
 			l.Bytes += relay.Moved(client)
 		}
+		for _, r := range s.replicas {
+			for _, x := range r.exchanges {
+				l.Bytes += x.Moved()
+			}
+		}
 	}
 	l.Queued = s.queued()
 	return l

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/cmd/internal/config"
+	"sluice/cmd/internal/datagram"
 	"sluice/cmd/internal/handover"
 	"sluice/cmd/internal/relay"
 	"sluice/nft"
@@ -56,13 +57,14 @@ func (c *Control) serve() {
 	}
 	var move, pass []serving
 	for _, v := range c.todo {
-		if v.held.dg != nil {
+		switch {
+		case v.held.dg != nil && (v.held.carry || v.cross):
+			c.exchange(v)
+		case v.held.dg != nil:
 			c.release(v)
-			continue
-		}
-		if c.opt.Porter == nil || v.cross || v.service.cfg.Handover == config.HandoverRelay || v.service.cfg.Forward == config.ForwardProxy {
+		case c.opt.Porter == nil || v.cross || v.service.cfg.Handover == config.HandoverRelay || v.service.cfg.Forward == config.ForwardProxy:
 			pass = append(pass, v)
-		} else {
+		default:
 			move = append(move, v)
 		}
 	}
@@ -93,6 +95,54 @@ func (c *Control) release(v serving) {
 			c.released(s, now, v.replica)
 		})
 	})
+}
+
+// exchange begins to carry the datagrams of a client and of its backend.
+func (c *Control) exchange(v serving) {
+	s, r := v.service, v.replica
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(v.backend))
+	if err != nil {
+		s.log.Warn().Err(err).Str("backend", r.name).Msg("held datagrams not passed on")
+		c.refuse(v.held)
+		c.opt.Record.Handover(string(handover.Failed))
+		c.box.post(func(now time.Time) { c.released(s, now, r) })
+		return
+	}
+	s.log.Debug().Stringer("client", v.held.client).Str("backend", r.name).Msg("datagrams relayed")
+	why := handover.Forced
+	if v.held.carry {
+		why = handover.Loopback
+	}
+	c.opt.Record.Handover(string(why))
+	s.counts.relays++
+	r.carried().relays++
+	r.relays++
+	if r.exchanges == nil {
+		r.exchanges = map[*serving]*datagram.Exchange{}
+	}
+	r.exchanges[&v] = v.held.dg.Carry(v.held.id, conn, func(in, out uint64) {
+		c.box.post(func(now time.Time) {
+			delete(r.exchanges, &v)
+			c.relayed(s, now, r, in, out)
+		})
+	})
+}
+
+// endExchanges ends what is carried for a replica that is stopped: no peer tells.
+func (r *replica) endExchanges() {
+	for _, x := range r.exchanges {
+		x.End()
+	}
+}
+
+// relayed takes note of the end of what was relayed.
+func (c *Control) relayed(s *service, now time.Time, r *replica, in, out uint64) {
+	for _, t := range [...]*traffic{&s.counts.traffic, r.carried()} {
+		t.relayedIn += in
+		t.relayedOut += out
+	}
+	r.relays--
+	c.released(s, now, r)
 }
 
 // handover moves connections into the kernel. It ends when each of them is a
@@ -250,13 +300,8 @@ func (c *Control) carry(v serving, reason string, open bool, version int) {
 		s.log.Debug().Err(err).Str("backend", v.replica.name).Int64("to_backend", st.ToBackend).Int64("to_client", st.ToClient).Msg("relay ended")
 	}
 	c.box.post(func(now time.Time) {
-		for _, t := range [...]*traffic{&s.counts.traffic, v.replica.carried()} {
-			t.relayedIn += uint64(st.ToBackend) //nolint:gosec // a number of bytes
-			t.relayedOut += uint64(st.ToClient) //nolint:gosec // a number of bytes
-		}
-		v.replica.relays--
 		delete(s.relayed, client)
-		c.released(s, now, v.replica)
+		c.relayed(s, now, v.replica, uint64(st.ToBackend), uint64(st.ToClient)) //nolint:gosec // numbers of bytes
 	})
 }
 

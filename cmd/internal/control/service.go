@@ -38,31 +38,33 @@ type held struct {
 	endpoint nft.Endpoint
 	at       time.Time
 	client   netip.Addr // with dg
+	carry    bool       // with dg: it can only be relayed
 	kept     string     // what it is kept under for the next run; "": it is not
 }
 
 // replica is what control knows of a container.
 type replica struct {
 	index        int
-	name         string         // as sluice calls the container
-	alias        string         // as somebody else has renamed it; "" if nobody has
-	id           string         // of the container; "" as long as no address is known
-	addr4, addr6 netip.AddrPort // zero until its start has returned
-	since        time.Time      // addresses and id are known
-	prepared     podman.Replica // as Podman last told it
-	uncounted    bool           // its flows, when they were last to be
-	carries      int            // connections that the daemon still has a part in
-	relays       int            // of these, those that are relayed
-	asleep       bool           // an alarm is set for it
-	halted       bool           // somebody else has paused it
-	looking      bool           // Podman is being asked about it
-	looked       time.Time      // when it last was
-	again        bool           // and will be once more
-	tallies      []*tally       // of its addresses, if something was counted
-	sum          *traffic       // nil: nothing was carried, see carried
-	unprobe      func()         // ends its checks; nil: none run
-	probes       int            // how often they were begun or ended
-	unwatch      func()         // ends the death watch; nil: none runs
+	name         string                          // as sluice calls the container
+	alias        string                          // as somebody else has renamed it; "" if nobody has
+	id           string                          // of the container; "" as long as no address is known
+	addr4, addr6 netip.AddrPort                  // zero until its start has returned
+	since        time.Time                       // addresses and id are known
+	prepared     podman.Replica                  // as Podman last told it
+	uncounted    bool                            // its flows, when they were last to be
+	carries      int                             // connections that the daemon still has a part in
+	relays       int                             // of these, those that are relayed
+	exchanges    map[*serving]*datagram.Exchange // of these, those of datagrams
+	asleep       bool                            // an alarm is set for it
+	halted       bool                            // somebody else has paused it
+	looking      bool                            // Podman is being asked about it
+	looked       time.Time                       // when it last was
+	again        bool                            // and will be once more
+	tallies      []*tally                        // of its addresses, if something was counted
+	sum          *traffic                        // nil: nothing was carried, see carried
+	unprobe      func()                          // ends its checks; nil: none run
+	probes       int                             // how often they were begun or ended
+	unwatch      func()                          // ends the death watch; nil: none runs
 }
 
 // service is one service with its state machine and what it holds open. All
@@ -308,7 +310,7 @@ func (s *service) holdBack() {
 func (s *service) slots(ep nft.Endpoint) (slots []netip.AddrPort) {
 	var addrs []netip.AddrPort
 	var shares []policy.Share
-	if s.cfg.Forward == config.ForwardProxy {
+	if s.cfg.Forward == config.ForwardProxy || ep.Addr == netip.IPv6Loopback() {
 		return nil // every connection is the daemon's
 	}
 	for _, sh := range s.shares {

@@ -56,6 +56,12 @@
 // sent again after growing pauses of up to a second, until it gets through or
 // has no hops left.
 //
+// # Exchanges
+//
+// What is from or to ::1 cannot be translated either, but it can be carried: each
+// such client gets a socket of its own to its backend, for as long as something
+// is said. They are few, and when there are too many the longest silent goes.
+//
 // # Cost
 //
 // An idle listener takes 5 KiB, a goroutine and a descriptor. To pass on a
@@ -63,8 +69,8 @@
 //
 // # Limits
 //
-// Not for ::1 and link-local addresses, which cannot be translated; such
-// datagrams, and those to broadcast addresses, are counted and dropped. Many
+// Not for link-local addresses, which cannot be translated; such datagrams, and
+// those to broadcast addresses, are counted and dropped. Many
 // datagrams at once may exceed the backend's socket buffer, like any burst; and
 // until its link address is known, the kernel keeps 208 KiB for it. The client's
 // IP options and IPv6 extension headers are not passed on.

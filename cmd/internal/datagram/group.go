@@ -19,6 +19,7 @@ type Held struct {
 	Client   netip.AddrPort
 	Service  netip.AddrPort // as the client dialled it, also at a listener for every address
 	At       time.Time
+	Carry    bool // it cannot be released, only carried, see [Listener.Carry]
 }
 
 // Tracker changes and lists the kernel's flows: a [conntrack.Conn] opened with

@@ -189,7 +189,7 @@ func (l *Listener) wrote(err error) {
 // resume takes in what another process has held.
 func (l *Listener) resume(list []record) {
 	for _, r := range list {
-		if !r.flow.translatable() || !l.store.room(r.flow, len(r.d.data)) {
+		if !r.flow.usable() || !l.store.room(r.flow, len(r.d.data)) {
 			l.count.dropped.Add(1)
 			continue
 		}

@@ -59,7 +59,7 @@ func FuzzRecords(f *testing.F) {
 		list, size := records(b)
 		for _, r := range list {
 			total += 4 + recordHead + len(r.d.data)
-			_ = r.flow.translatable()
+			_ = r.flow.usable()
 		}
 		if total > len(b) || total != size {
 			t.Errorf("%d bytes of records in %d, %d by its own account", total, len(b), size)

@@ -51,11 +51,14 @@ type Listener struct {
 
 	journal   *journal // nil: there was nothing to write
 	suspended bool
+
+	exchanges map[flow]*Exchange
+	talks     sync.WaitGroup // of these, also those that have just ended
 }
 
 func newListener(g *Group, id uint64, fd int, bound netip.AddrPort) (*Listener, error) {
 	l := &Listener{
-		g: g, id: id, addr: bound, fd: fd, done: make(chan struct{}), store: newStore(g.cfg.Limits, &g.room),
+		g: g, id: id, addr: bound, fd: fd, done: make(chan struct{}), store: newStore(g.cfg.Limits, &g.room), exchanges: map[flow]*Exchange{},
 		file: os.NewFile(uintptr(fd), bound.String()+"/udp"),
 	}
 	l.fill = func(uintptr) bool {
@@ -139,7 +142,7 @@ func (l *Listener) Refuse(id uint64) {
 		if c == nil {
 			return
 		}
-		if l.mode == Pass {
+		if l.mode == Pass && !c.flow.loopback() {
 			c.told = false
 			return
 		}
@@ -208,6 +211,10 @@ func (l *Listener) run() {
 	for _, f := range todo {
 		f()
 	}
+	for _, x := range l.exchanges {
+		l.part(x)
+	}
+	l.talks.Wait()
 	for _, c := range l.store.order {
 		c.answer(ErrClosed)
 	}
@@ -292,9 +299,16 @@ func (l *Listener) take(now time.Time, from netip.AddrPort, data []byte, a arriv
 	if a.hops == 0 {
 		a.hops = fallbackHops
 	}
-	if !a.to.IsValid() || !fl.translatable() || a.hops == 1 {
+	if !a.to.IsValid() || !fl.usable() || a.hops == 1 {
 		l.count.unusable.Add(1)
 		return
+	}
+	if x := l.exchanges[fl]; x != nil {
+		if !x.ended.Load() {
+			x.send(data)
+			return
+		}
+		l.part(x)
 	}
 	if l.store.full() {
 		// Those that are kept only to know stragglers by can go.
@@ -309,7 +323,7 @@ func (l *Listener) take(now time.Time, from netip.AddrPort, data []byte, a arriv
 	d := datagram{data: append([]byte(nil), data...), hops: a.hops - 1, tos: a.tos}
 	c, fresh := l.store.add(fl, d, func() uint64 { return l.g.last.Add(1) })
 	l.note(fl, d)
-	if fresh && l.mode == Hold {
+	if fresh && (l.mode == Hold || fl.loopback()) {
 		l.tell(c, now)
 	}
 }
@@ -320,7 +334,9 @@ func (l *Listener) tell(c *client, now time.Time) {
 		return
 	}
 	c.told = true
-	l.g.cfg.Deliver(Held{ID: c.id, Listener: l.id, Client: c.flow.client, Service: c.flow.service, At: now})
+	l.g.cfg.Deliver(Held{
+		ID: c.id, Listener: l.id, Client: c.flow.client, Service: c.flow.service, At: now, Carry: c.flow.loopback(),
+	})
 }
 
 // answer tells those who wait for a client what has become of it.

@@ -25,7 +25,7 @@ const (
 
 // wants says whether something of a client is to be passed on, sooner or later.
 func (l *Listener) wants(c *client) bool {
-	return (l.mode == Pass || c.released) && len(c.data) > 0
+	return (l.mode == Pass || c.released) && len(c.data) > 0 && !c.flow.loopback()
 }
 
 // due is when that is to be done.

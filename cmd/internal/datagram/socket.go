@@ -161,9 +161,9 @@ func parse(oob []byte) (a arrival) {
 	return a
 }
 
-// translatable says whether the kernel's rules can send a datagram on to a
-// backend and its answer back.
-func (f flow) translatable() bool {
+// usable says whether a datagram can be sent on to a backend, and its answer
+// back.
+func (f flow) usable() bool {
 	c, s := f.client.Addr(), f.service.Addr()
 	switch {
 	case f.client.Port() == 0, c.IsUnspecified(), c.IsMulticast():
@@ -171,5 +171,11 @@ func (f flow) translatable() bool {
 	case !c.Is6():
 		return true
 	}
-	return !s.IsLoopback() && !c.IsLoopback() && !c.IsLinkLocalUnicast() && !s.IsLinkLocalUnicast()
+	return !c.IsLinkLocalUnicast() && !s.IsLinkLocalUnicast()
+}
+
+// loopback says that the kernel can translate no datagram of a usable flow: it
+// is from or to ::1, and has to be carried.
+func (f flow) loopback() bool {
+	return f.client.Addr().Is6() && (f.client.Addr().IsLoopback() || f.service.Addr().IsLoopback())
 }

@@ -8,12 +8,12 @@ type Stats struct {
 	Clients, Datagrams, Bytes int // held; also clients still to be told from new ones
 
 	Received   uint64 // from the socket
-	Passed     uint64 // sent on to a backend
+	Passed     uint64 // sent on to a backend, also those that are carried
 	Again      uint64 // passes of a client that was passed on before: stragglers, or a table without slots
 	Refused    uint64 // dropped by Refuse or Close
 	Dropped    uint64 // beyond the limits
 	Overflowed uint64 // dropped by the kernel before they could be received, as of the last one received
-	Unusable   uint64 // to a broadcast address, from port 0, at the end of their hops, to or from ::1 or a link-local address
+	Unusable   uint64 // to a broadcast address, from port 0, at the end of their hops, to or from a link-local address
 	Lost       uint64 // refused by the kernel on the way out, by a rule for one
 }
 

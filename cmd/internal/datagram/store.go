@@ -19,6 +19,8 @@ type Limits struct {
 	Client  int // bytes of one client; 64 KiB
 	Clients int // at most so many clients are known at a time; 1024
 	Total   int // bytes of all clients; 4 MiB
+
+	Exchanges int // carried at a time; 1024. For the next the longest silent ends
 }
 
 func (l Limits) filled() Limits {
@@ -30,6 +32,9 @@ func (l Limits) filled() Limits {
 	}
 	if l.Total <= 0 {
 		l.Total = 4 << 20
+	}
+	if l.Exchanges <= 0 {
+		l.Exchanges = 1024
 	}
 	return l
 }
