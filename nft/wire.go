@@ -153,7 +153,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		}
 		e.n = uint32(n)
 	case clientRates, clientFlows:
-		name, err := verdictChain(s.Val)
+		_, name, err := parseVerdict(s.Val)
 		if err != nil {
 			return e, err
 		}
@@ -173,7 +173,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 		}
 		e.slot, e.id = 0, binary.NativeEndian.Uint32(append(slices.Clip(s.Key), 0, 0, 0, 0)[f.size+8:])
 	case keep:
-		name, err := verdictChain(s.Val)
+		_, name, err := parseVerdict(s.Val)
 		if err != nil {
 			return e, err
 		}
@@ -187,7 +187,7 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 			return e, err
 		}
 	case spread, spreadAny, spreadRuled, spreadRuledAny:
-		name, err := verdictChain(s.Val)
+		_, name, err := parseVerdict(s.Val)
 		if err != nil {
 			return e, err
 		}
@@ -206,22 +206,24 @@ func decode(h home, f family, s nftables.SetElement) (e entry, err error) {
 	return e, nil
 }
 
-// verdictChain reads the chain out of a verdict, which the library leaves
-// undecoded.
-func verdictChain(b []byte) (string, error) {
+// parseVerdict reads a verdict, which the library leaves undecoded, and the chain
+// that it leads to, if it does.
+func parseVerdict(b []byte) (kind expr.VerdictKind, chain string, err error) {
 	ad, err := netlink.NewAttributeDecoder(b)
 	if err != nil {
-		return "", fmt.Errorf("decode verdict: %w", err)
+		return 0, "", fmt.Errorf("decode verdict: %w", err)
 	}
 	ad.ByteOrder = binary.BigEndian
-	var name string
 	for ad.Next() {
-		if ad.Type() == unix.NFTA_VERDICT_CHAIN {
-			name = ad.String()
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			kind = expr.VerdictKind(int32(ad.Uint32())) //nolint:gosec // as the kernel has it
+		case unix.NFTA_VERDICT_CHAIN:
+			chain = ad.String()
 		}
 	}
 	if err := ad.Err(); err != nil {
-		return "", fmt.Errorf("decode verdict: %w", err)
+		return 0, "", fmt.Errorf("decode verdict: %w", err)
 	}
-	return name, nil
+	return kind, chain, nil
 }

@@ -31,6 +31,9 @@ func TestDoctor(t *testing.T) {
 	}{
 		{"forward", doctor.Warn, run("iptables", "-P", "FORWARD", "DROP"), run("iptables", "-P", "FORWARD", "ACCEPT")},
 		{"input", doctor.Warn, run("nft", "add table inet wall; add chain inet wall in { type filter hook input priority 0; policy drop; }"), run("nft", "delete table inet wall")},
+		{"input", doctor.Warn, run("nft", "add table inet wall; add chain inet wall rest; add chain inet wall in { type filter hook input priority 10; policy accept; }; add rule inet wall rest reject; add rule inet wall in jump rest"), run("nft", "delete table inet wall")},
+		{"forward", doctor.Warn, run("iptables", "-A", "FORWARD", "-j", "REJECT"), run("iptables", "-F", "FORWARD")},
+		{"prerouting", doctor.Warn, run("nft", "add table inet wall; add chain inet wall pre { type filter hook prerouting priority 0; policy drop; }"), run("nft", "delete table inet wall")},
 		{"nat", doctor.Warn, run("nft", "add table ip early; add chain ip early in { type nat hook prerouting priority -150; }"), run("nft", "delete table ip early")},
 		{"forwarding", doctor.Warn, sysctl("net.ipv4.ip_forward", "0"), sysctl("net.ipv4.ip_forward", "1")},
 		{"syncookies", doctor.Warn, sysctl("net.ipv4.tcp_syncookies", "0"), sysctl("net.ipv4.tcp_syncookies", "1")},

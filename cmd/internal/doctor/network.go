@@ -46,8 +46,9 @@ func (h *Host) forwarding(r *report) {
 	}
 }
 
-// chains looks for rules of others that could be in the way. What they say is
-// not read: a chain that drops by policy may well have a rule that accepts.
+// chains looks for rules of others that could be in the way. What packets they
+// are about is not read: a chain that drops by policy may well have a rule that
+// accepts, and a rule that drops be about something else.
 func (h *Host) chains(r *report) {
 	list, err := nft.Others()
 	if err != nil {
@@ -65,10 +66,24 @@ func (h *Host) chains(r *report) {
 			clear = false
 			r.warn("input", "accept the services' ports there, as for any other server",
 				"chain %s drops what no rule of it accepts: services that sleep may not be woken", f)
+		case f.Drop && f.Hook == "prerouting":
+			clear = false
+			r.warn("prerouting", "accept what goes to services and comes from their replicas there",
+				"chain %s drops what no rule of it accepts: nobody may reach services", f)
 		case f.NAT && f.Hook == "prerouting" && f.Priority < natPriority:
 			clear = false
 			r.warn("nat", fmt.Sprintf("keep the services' addresses out of it, or give it a priority above %d", natPriority),
 				"chain %s at priority %d translates before sluice does", f, f.Priority)
+		}
+		if f.Ends != "" && !f.Drop {
+			clear = false
+			what := map[string]string{
+				"prerouting": "packets to services and from their replicas",
+				"input":      "the services' ports, for when they sleep",
+				"forward":    "packets to and from replicas",
+			}[f.Hook]
+			r.warn(f.Hook, fmt.Sprintf("see that it lets pass %s: nft list chain %s %s %s", what, f.Family, f.Table, f.Ends),
+				"chain %s leads to rules in %s that drop or reject", f, f.Ends)
 		}
 	}
 	if b, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && strings.Contains(string(b), "filter") {
@@ -76,7 +91,7 @@ func (h *Host) chains(r *report) {
 		r.warn("iptables", "iptables-legacy -L FORWARD must let translated connections pass", "rules of iptables-legacy are in force, which cannot be looked at")
 	}
 	if clear {
-		r.ok("nftables", "%d chains of others, none drops by policy or translates before sluice", len(list))
+		r.ok("nftables", "%d chains of others, none drops, rejects or translates before sluice", len(list))
 	}
 }
 
