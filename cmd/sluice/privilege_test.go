@@ -50,6 +50,16 @@ func TestPrivileges(t *testing.T) {
 // its Quadlet says: read-only, three capabilities, its own seccomp profile.
 func TestQuadlet(t *testing.T) {
 	t.Parallel()
+	profile, err := filepath.Abs("seccomp.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	contained(t, profile)
+}
+
+// contained runs the daemon as the Quadlet says, but for the seccomp profile.
+func contained(t *testing.T, profile string) {
+	t.Helper()
 	h := newHost(t)
 	etc, state := shortDir(t), shortDir(t)
 	config := filepath.Join(etc, "sluice.toml")
@@ -71,10 +81,6 @@ func TestQuadlet(t *testing.T) {
 		t.Fatal("no ExecStart")
 	}
 	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	profile, err := filepath.Abs("seccomp.json")
 	if err != nil {
 		t.Fatal(err)
 	}
