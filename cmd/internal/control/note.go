@@ -3,7 +3,9 @@ package control
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/rs/zerolog"
 
@@ -19,6 +21,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	switch n.Kind {
 	case policy.NoteWaking:
 		text = fmt.Sprintf("waking, %d wanted", n.N)
+		clear(s.failing)
 		s.wake = wake{accepted: s.wake.accepted} // without what replicas that came while it was warm have left
 		c.opt.Record.Decision("wake")
 	case policy.NoteWarm:
@@ -32,6 +35,7 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 		s.wake = wake{}
 		c.opt.Record.Decision("sleep")
 	case policy.NoteReady:
+		delete(s.failing, n.Index)
 		text = fmt.Sprintf("ready after %s", n.For.Round(100*time.Microsecond))
 	case policy.NoteHealthy:
 		text = "healthy again"
@@ -40,8 +44,10 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 	case policy.NoteDied:
 		level, text = zerolog.WarnLevel, fmt.Sprintf("died with %s, taken out", count(n.N, "connection"))
 	case policy.NoteRetry:
-		level, text = zerolog.WarnLevel, fmt.Sprintf("not started, next attempt in %s", n.For)
-		c.lastWords(s, n.Index)
+		level, text = s.failed(n), fmt.Sprintf("not started, next attempt in %s", n.For)
+		if level == zerolog.WarnLevel {
+			c.lastWords(s, n.Index)
+		}
 	case policy.NoteScale:
 		text = fmt.Sprintf("%s wanted", count(n.N, "replica"))
 		c.opt.Record.Decision("load")
@@ -70,12 +76,31 @@ func (c *Control) note(s *service, now time.Time, n policy.Note) {
 		level, text = zerolog.WarnLevel, fmt.Sprintf("%s reset: the last start has failed", count(s.refused, "connection"))
 		s.refused = 0
 	case policy.NoteStopFail:
-		level, text = zerolog.WarnLevel, fmt.Sprintf("not removed, next attempt in %s", n.For)
+		level, text = s.failed(n), fmt.Sprintf("not removed, next attempt in %s", n.For)
 	}
 	if c.starting() && n.Index >= policy.FirstMember && level == zerolog.InfoLevel {
 		level = zerolog.DebugLevel // one line tells of them all, see settled
 	}
 	c.say(s, now, level, n.Kind, n.Index, n.Err, text)
+}
+
+// failed is at which level an attempt is told that has failed: what goes wrong
+// again in the same way is for those who look closely.
+func (s *service) failed(n policy.Note) zerolog.Level {
+	how := strings.Map(func(r rune) rune { // Podman names temporary files by numbers
+		if unicode.IsDigit(r) {
+			return -1
+		}
+		return r
+	}, fmt.Sprint(n.Kind, n.Err))
+	if s.failing[n.Index] == how {
+		return zerolog.DebugLevel
+	}
+	if s.failing == nil {
+		s.failing = map[int]string{}
+	}
+	s.failing[n.Index] = how
+	return zerolog.WarnLevel
 }
 
 // say writes one line to the log and one event to whoever follows.

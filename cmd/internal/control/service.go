@@ -97,7 +97,8 @@ type service struct {
 	past       map[int]*traffic // of replicas that are gone, by index
 	lastRef    time.Time        // when a refused connection was last logged
 	refused    int
-	lastReheld time.Time // when connections that are held again were last logged
+	failing    map[int]string // what was last said of a replica that does not start or stop
+	lastReheld time.Time      // when connections that are held again were last logged
 	reheld     int
 
 	heapIndex int
