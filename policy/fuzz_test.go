@@ -126,7 +126,11 @@ func drive(t testing.TB, data []byte) {
 				w.health(i, false)
 			}
 		case 22:
-			w.step(Alarm{i})
+			if arg&64 != 0 {
+				w.step(Doubt{i})
+			} else {
+				w.step(Alarm{i})
+			}
 		case 23:
 			if arg < 16 {
 				spec.Sleep = Sleep(arg % 3)
