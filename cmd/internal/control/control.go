@@ -138,7 +138,6 @@ type Control struct {
 	nextConn  uint64
 	nextID    uint64
 	localnets map[string]string // bridges of the networks seen to by localnet
-	settledAt time.Time         // see settleLocalnets
 	host      []netip.Addr      // see locals
 	hostAt    time.Time
 	synced    time.Time // flows were last dumped
@@ -322,7 +321,7 @@ func (c *Control) Run(ctx context.Context, grace time.Duration) error {
 			now := time.Now() // the tick may have waited
 			c.outwait(now)
 			c.loads(now)
-			c.settleLocalnets(now)
+			c.settleLocalnets()
 			c.dismiss()
 			c.correct(now)
 			c.serve()

@@ -60,12 +60,11 @@ func (c *Control) bridges() (list []string) {
 }
 
 // settleLocalnets puts route_localnet right where others have changed it.
-func (c *Control) settleLocalnets(now time.Time) {
+func (c *Control) settleLocalnets() {
 	list := c.bridges()
-	if len(list) == 0 || now.Sub(c.settledAt) < localnetEvery {
+	if len(list) == 0 {
 		return
 	}
-	c.settledAt = now
 	c.work.Go(func() {
 		for _, b := range list {
 			changed, err := routeLocalnet(b)
@@ -79,8 +78,6 @@ func (c *Control) settleLocalnets(now time.Time) {
 		}
 	})
 }
-
-const localnetEvery = 2 * time.Second
 
 // routeLocalnet sets it and reports whether it was not.
 func routeLocalnet(bridge string) (changed bool, err error) {
