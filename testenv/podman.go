@@ -91,7 +91,7 @@ func NewPodman(t TB, host *NS) *Podman {
 func requirePodman(t TB) {
 	t.Helper()
 	requireRoot(t)
-	requirePrograms(t, "podman", "conmon", "runc", "unshare")
+	RequirePrograms(t, "podman", "conmon", "runc", "unshare")
 	found := false
 	for _, dir := range []string{"/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman"} {
 		found = found || isFile(filepath.Join(dir, "netavark"))

@@ -48,7 +48,7 @@ func requireRoot(t TB) {
 	if os.Geteuid() != 0 {
 		skip(t, "needs root")
 	}
-	requirePrograms(t, "ip", "nsenter", "nft", "conntrack")
+	RequirePrograms(t, "ip", "nsenter", "nft", "conntrack")
 }
 
 // requireNS skips only where the kernel has no namespaces or denies them; to
@@ -65,7 +65,9 @@ func requireNS(t TB, name string) *NS {
 	return ns
 }
 
-func requirePrograms(t TB, names ...string) {
+// RequirePrograms skips the test where a program is missing; with CI=true that
+// is a failure.
+func RequirePrograms(t TB, names ...string) {
 	t.Helper()
 	var errs []error
 	for _, n := range names {

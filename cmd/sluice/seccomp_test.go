@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sluice/testenv"
 )
 
 // TestUnitFilters: the daemon does all its work under the systemd unit's filters
@@ -17,9 +19,7 @@ import (
 // profile: systemd itself puts them in force only where it is the first process.
 func TestUnitFilters(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Skip("only systemd-analyze knows what is in systemd's groups of system calls:", err)
-	}
+	testenv.RequirePrograms(t, "systemd-analyze") // which alone knows what is in systemd's groups of system calls
 	u := unit(t, "sluice.service")
 	value := func(key string) []string {
 		t.Helper()
