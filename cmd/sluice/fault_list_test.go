@@ -166,7 +166,12 @@ func containerFaults() []fault {
 			for _, name := range victims {
 				s.pod.CLI(t, "unpause", name)
 			}
-			s.d.waitFrom(t, b.log, func(l line) bool { return event("healthy")(l) && l.field("backend") == victims[inWarm] })
+			if name := victims[inWarm]; name != "" {
+				// Beside other faults it may be gone before it is healthy.
+				s.d.waitFrom(t, b.log, func(l line) bool {
+					return l.field("backend") == name && slices.Contains([]string{"healthy", "died", "drained"}, l.field("event"))
+				})
+			}
 		}},
 		{name: "container renamed by hand", strike: func(t *testing.T, s *stage, b *blow) {
 			for service, name := range s.victims(t) {
