@@ -10,7 +10,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"sluice/cmd/internal/config"
-	"sluice/cmd/internal/health"
 	"sluice/cmd/internal/resolve"
 	"sluice/conntrack"
 	"sluice/nft"
@@ -37,15 +36,7 @@ func (unrecorded) Handover(string)                 {}
 // memberLab is a control of one service with members, whose owner is the test.
 func memberLab(t *testing.T, f counts) (*Control, *service) {
 	t.Helper()
-	c := New(Options{Table: &refusing{}, Flows: f, Record: unrecorded{}, Log: zerolog.Nop()})
-	ctx, cancel := context.WithCancel(t.Context())
-	c.ctx, c.health = ctx, health.NewPool()
-	c.work.Go(func() { c.app.run(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		c.work.Wait()
-		c.health.Close()
-	})
+	c := ownedByTest(t, Options{Flows: f})
 	cfg := config.Service{
 		Name: "web", Health: config.Health{Type: config.HealthNone}, Drain: config.Drain{Timeout: time.Hour},
 		Backends: []config.Backend{{SRV: "_web._tcp.example.org"}},

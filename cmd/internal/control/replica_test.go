@@ -65,13 +65,12 @@ func (p slow) Pause(ctx context.Context, _ string) error {
 	return ctx.Err()
 }
 
-// replicaLab is a control of one service with one container, found running and in
-// the table, whose owner is the test.
-func replicaLab(t *testing.T, sleep config.Sleep) (*Control, *service, dumps, slow) {
+// ownedByTest is a control whose owner is the test, not Run. Its table refuses
+// what it is told to.
+func ownedByTest(t *testing.T, opt Options) *Control {
 	t.Helper()
-	d := dumps{begun: make(chan struct{}), found: make(chan int), end: t.Context().Done()}
-	p := slow{pause: make(chan struct{})}
-	c := New(Options{Table: &refusing{}, Flows: d, Replicas: p, Record: unrecorded{}, Log: zerolog.Nop()})
+	opt.Table, opt.Record, opt.Log = &refusing{}, unrecorded{}, zerolog.Nop()
+	c := New(opt)
 	ctx, cancel := context.WithCancel(t.Context())
 	c.ctx, c.health = ctx, health.NewPool()
 	c.recall()
@@ -81,6 +80,16 @@ func replicaLab(t *testing.T, sleep config.Sleep) (*Control, *service, dumps, sl
 		c.work.Wait()
 		c.health.Close()
 	})
+	return c
+}
+
+// replicaLab is a control of one service with one container, found running and in
+// the table, whose owner is the test.
+func replicaLab(t *testing.T, sleep config.Sleep) (*Control, *service, dumps, slow) {
+	t.Helper()
+	d := dumps{begun: make(chan struct{}), found: make(chan int), end: t.Context().Done()}
+	p := slow{pause: make(chan struct{})}
+	c := ownedByTest(t, Options{Flows: d, Replicas: p})
 	cfg := config.Service{
 		Name: "web", Container: &config.Container{Image: "x", Port: 80},
 		Scale:  config.Scale{Max: 1, Utilization: 1, Sleep: sleep},
