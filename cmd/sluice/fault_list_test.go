@@ -265,21 +265,27 @@ add element inet sluice first4 { %[3]s . tcp . 80 : %[4]s . 8080 }`,
 			s.strangers(t, 40_000)() // an event each to begin and to end
 		}},
 		{name: "conntrack entries deleted by hand", promise: fromAwake, after: func(s *stage) {
-			// What the kernel takes up again of a connection that was handed over
-			// lacks its offset, and is no end to it that the other side knows.
-			for _, name := range []string{inCold, inWaking} {
-				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
-			}
+			s.forgetFlows(inCold, inWaking)
 		}, strike: func(t *testing.T, s *stage, b *blow) {
+			s.torn = true
 			awake := func(name string) bool { return s.status(t, name).Phase == "warm" }
 			for _, name := range stagePhases() {
 				b.hit[name] = awake(name)
-				// Exit code 1 if there is none.
-				_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
+				s.forgetFlows(name)
 				b.hit[name] = b.hit[name] || awake(name) // it may have woken meanwhile
 			}
 			b.to = time.Now()
 		}},
+	}
+}
+
+// forgetFlows deletes the entries of services. What the kernel takes up again of
+// a connection in their middle is no end to it that the other side knows, and
+// would be there for days.
+func (s *stage) forgetFlows(services ...string) {
+	for _, name := range services {
+		// Exit code 1 if there is none.
+		_ = s.Host.Command(context.Background(), "conntrack", "-D", "--orig-dst", stageAddr(name)).Run()
 	}
 }
 

@@ -39,6 +39,7 @@ type stage struct {
 	filled   int      // see fill
 	networks int      // see addNetwork
 	version  int      // of warm's containers
+	torn     bool     // entries of open connections were deleted
 	victim   string   // the replica of draining that drains
 	steady   *callers // of warm
 	others   *callers // of draining, at its other replica

@@ -215,6 +215,9 @@ func TestFaults(t *testing.T) {
 func (s *stage) leave(t *testing.T) {
 	t.Helper()
 	s.goHome()
+	if s.torn {
+		s.forgetFlows(stagePhases()...)
+	}
 	for _, name := range stagePhases() {
 		s.order(t, name, "drain")
 	}

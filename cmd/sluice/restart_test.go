@@ -57,9 +57,13 @@ func TestRestart(t *testing.T) {
 	for _, c := range flows {
 		_ = c.Close()
 	}
-	victim := d.status(t).Backends[0].Name
-	h.must(t, "drain", "web", victim)
-	d.wait(t, func(l line) bool { return event("drained")(l) && l.field("backend") == victim })
+	victim := d.status(t).Backends[0]
+	h.must(t, "drain", "web", victim.Name)
+	d.wait(t, func(l line) bool { return event("drained")(l) && l.field("backend") == victim.Name })
+	// Its ended flows go after it. They are left if the daemon ends in between.
+	d.until(t, "the drained replica gone", func(st control.ServiceStatus) bool {
+		return !slices.ContainsFunc(st.Backends, func(b control.BackendStatus) bool { return b.Address == victim.Address })
+	})
 
 	if _, errOut, code := h.sluice(t, "cleanup"); code != 1 || !strings.Contains(errOut, "running") {
 		t.Errorf("cleanup under a running daemon: exit %d: %s", code, errOut)
