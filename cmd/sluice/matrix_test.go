@@ -91,7 +91,7 @@ func ask(t *testing.T, from *testenv.NS, proto, addr string) (got testenv.Answer
 		defer cancel()
 		return testenv.Who(ctx, from, addr)
 	}
-	for range 4 {
+	for range 8 {
 		ctx, cancel := context.WithTimeout(context.Background(), patient/4)
 		got, err = testenv.WhoUDP(ctx, from, addr)
 		cancel()
